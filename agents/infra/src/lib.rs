@@ -1,0 +1,1 @@
+//! The infra agent: certificates, nginx, PostgreSQL, PgBouncer, HTTP.

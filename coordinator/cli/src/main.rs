@@ -1,0 +1,2 @@
+//! The muster binary: the only composition root.
+fn main() {}

@@ -1,0 +1,177 @@
+//! What can be asked of a run: by people, by agents, by the clock. A command is decided into events or rejected; it is
+//! never half done.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{
+    ids::{AgentName, AttemptNumber, HostLabel, InstanceId, StepId},
+    run::event::{NotStarted, Outcome, StatusNote},
+};
+
+/// Something asked of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Placement found an instance for a queued step.
+    Assign {
+        /// Which step.
+        step: StepId,
+        /// Which agent.
+        agent: AgentName,
+        /// Which process of it.
+        instance: InstanceId,
+        /// Where that works.
+        host: Option<HostLabel>,
+        /// Nothing is sent after this.
+        dispatch_until: Timestamp,
+    },
+    /// The agent is about to change something, and says how it would take it back.
+    Prepare {
+        /// The fence.
+        fence: Fence,
+        /// What `undo` would be given.
+        undo: Arc<Value>,
+    },
+    /// The agent reports an attempt's end.
+    Finish {
+        /// The fence.
+        fence: Fence,
+        /// What it reports.
+        outcome: Outcome,
+    },
+    /// The agent says something of its work.
+    ReportStatus {
+        /// The fence.
+        fence: Fence,
+        /// What it says.
+        status: StatusNote,
+    },
+    /// The instance will not start the attempt, or says that it never had it.
+    Deny {
+        /// The fence.
+        fence: Fence,
+        /// Why.
+        why: NotStarted,
+    },
+    /// The instance's lease ran out.
+    LoseInstance {
+        /// Which.
+        instance: InstanceId,
+    },
+    /// The instance answers again, and holds these attempts of this run; those it was given and does not hold are denied.
+    FindInstance {
+        /// Which.
+        instance: InstanceId,
+        /// What it holds of this run, reports in its spool included.
+        holds: Vec<(StepId, AttemptNumber)>,
+    },
+    /// The instance's process, and every process group of it, is proven dead.
+    BuryInstance {
+        /// Which.
+        instance: InstanceId,
+    },
+    /// The coordinator has started again, or time has jumped: clocks of unconfirmed attempts start again in full.
+    RestartClocks,
+    /// The announced moment has come (or any other: ticking too early does nothing).
+    Tick,
+    /// Stop; undo only where the playbook says so.
+    Cancel {
+        /// Why.
+        reason: String,
+        /// Do not wait for attempts that may still run.
+        force: bool,
+    },
+    /// Start nothing new.
+    Pause {
+        /// Why.
+        reason: String,
+    },
+    /// Go on: ends a pause, judges an inconclusive gate again, and tries again the steps whose failure paused the run.
+    Resume {
+        /// Why.
+        reason: String,
+    },
+    /// Try a step again that failed or that asks.
+    RetryStep {
+        /// Which.
+        step: StepId,
+        /// Why.
+        reason: String,
+    },
+    /// Answer the question of a step.
+    ResolveStep {
+        /// Which.
+        step: StepId,
+        /// The answer.
+        resolution: Resolution,
+        /// Why.
+        reason: String,
+        /// The step's output, with `succeeded`.
+        output: Option<Arc<Value>>,
+    },
+}
+
+/// Names exactly one attempt at exactly one process. What does not match the journal is stale.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fence {
+    /// Of which step.
+    pub step: StepId,
+    /// Which attempt.
+    pub attempt: AttemptNumber,
+    /// Which agent.
+    pub agent: AgentName,
+    /// Which process of it.
+    pub instance: InstanceId,
+}
+
+/// A person's answer about a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Resolution {
+    /// It is done (for an undo: it is undone).
+    Succeeded,
+    /// It has failed for good.
+    Failed,
+    /// Try again.
+    Retry,
+    /// Leave it out.
+    Skip,
+}
+
+/// Why a command was not taken. Nothing has changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// The plan has no such step.
+    #[error("the run has no step {0}")]
+    UnknownStep(StepId),
+    /// The run has ended.
+    #[error("the run has ended")]
+    RunEnded,
+    /// What is asked is not possible in the present state.
+    #[error("{what} is not possible while {state}")]
+    Forbidden {
+        /// What was asked.
+        what: &'static str,
+        /// The state that forbids it, for people.
+        state: String,
+    },
+    /// A report of an attempt the journal has never assigned.
+    #[error("step {step} has no attempt {attempt}")]
+    UnknownAttempt {
+        /// Which step.
+        step: StepId,
+        /// Which attempt.
+        attempt: AttemptNumber,
+    },
+    /// The same attempt has already ended in another way.
+    #[error("attempt {attempt} of step {step} has already ended in another way")]
+    Conflict {
+        /// Which step.
+        step: StepId,
+        /// Which attempt.
+        attempt: AttemptNumber,
+    },
+}

@@ -1,0 +1,285 @@
+//! The state of a run: a fold of its events, and nothing else.
+//!
+//! Cloning is cheap (steps are shared until they change), so that a driver can decide on a scratch copy and keep the old
+//! one until the journal has answered.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{
+    ids::{AgentName, AttemptNumber, Digest, HostLabel, InstanceId, Namespace, RunId},
+    plan::Plan,
+    run::event::{AttemptEnd, Criterion, GateVerdict, PhaseOutcome, Purpose, QuestionKind, RunOutcome, StatusNote},
+};
+
+/// A run, as its events have made it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// Its id.
+    pub id: RunId,
+    /// Its namespace.
+    pub namespace: Namespace,
+    /// What is run.
+    pub plan: Arc<Plan>,
+    /// sha256 of the plan's RFC 8785 JSON.
+    pub plan_digest: Digest,
+    /// Why it was started, for people.
+    pub note: String,
+    /// When `RunStarted` was journalled.
+    pub started_at: Timestamp,
+    /// When the last event was journalled.
+    pub updated_at: Timestamp,
+    /// How many events were applied: the stream's sequence number of the last one.
+    pub seq: u64,
+    /// What it is doing.
+    pub state: RunState,
+    /// Nothing new is assigned while this is set.
+    pub pause: Option<Pause>,
+    /// A cancellation was asked for.
+    pub cancel: Option<Cancel>,
+    /// The walk back, once it has begun.
+    pub rollback: Option<Rollback>,
+    /// The reason of the first failure that decided the run's end.
+    pub failure: Option<String>,
+    /// The playbook's outputs, at the end.
+    pub outputs: Option<Arc<Value>>,
+    /// In the plan's order.
+    pub phases: Vec<Phase>,
+    /// In the plan's order.
+    pub steps: Vec<Arc<Step>>,
+}
+
+/// What a run is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum RunState {
+    /// Steps are done as they become ready.
+    Running,
+    /// It waits for attempts to end, after a cancellation.
+    Cancelling,
+    /// Steps are undone, one by one.
+    RollingBack,
+    /// It is over.
+    Ended {
+        /// How.
+        outcome: RunOutcome,
+        /// Why, for people.
+        reason: String,
+        /// When.
+        at: Timestamp,
+    },
+}
+
+/// Why nothing new is assigned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pause {
+    /// Why.
+    pub reason: String,
+    /// What a person has to answer.
+    pub question: Option<String>,
+    /// Since when.
+    pub since: Timestamp,
+    /// When the owner is told again.
+    pub remind_at: Timestamp,
+}
+
+/// A cancellation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cancel {
+    /// Why.
+    pub reason: String,
+    /// Undo what was done.
+    pub undo: bool,
+    /// Do not wait for attempts that may still run.
+    pub force: bool,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// The walk back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rollback {
+    /// Why.
+    pub reason: String,
+    /// Indexes of the steps still to be undone; the first is next.
+    pub remaining: Vec<usize>,
+    /// Indexes of the steps that were done and cannot be taken back.
+    pub irreversible: BTreeSet<usize>,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// A phase of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Phase {
+    /// Where it is.
+    pub state: PhaseState,
+    /// Since when.
+    pub since: Timestamp,
+    /// The last judgement of its gate.
+    pub gate: Option<Gate>,
+    /// Its milestone, where the plan names one.
+    pub milestone: Option<Milestone>,
+}
+
+/// Where a phase is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PhaseState {
+    /// An earlier phase is not over.
+    Pending,
+    /// Its steps may be taken.
+    Active,
+    /// It is over.
+    Ended(PhaseOutcome),
+}
+
+/// A judged gate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Gate {
+    /// The judgement.
+    pub verdict: GateVerdict,
+    /// Each criterion with what was found.
+    pub criteria: Vec<Criterion>,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// A named point with a deadline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Milestone {
+    /// For people.
+    pub name: String,
+    /// Where it is.
+    pub state: MilestoneState,
+    /// Since when.
+    pub since: Timestamp,
+    /// When it has to be reached.
+    pub due_at: Option<Timestamp>,
+    /// When it becomes at risk.
+    pub at_risk_at: Option<Timestamp>,
+}
+
+/// Where a milestone is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MilestoneState {
+    /// There is time.
+    Pending,
+    /// 70 % of the time is gone.
+    AtRisk,
+    /// The deadline has passed.
+    Missed,
+    /// It was reached in time.
+    Reached,
+    /// It was reached after its deadline.
+    ReachedLate,
+}
+
+/// A step of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// Where it is.
+    pub state: StepState,
+    /// Since when.
+    pub since: Timestamp,
+    /// All attempts, the first first; an attempt's number is its index plus one.
+    pub attempts: Vec<Attempt>,
+    /// What it gives to later steps: once it has succeeded, and while it is verified.
+    pub output: Option<Arc<Value>>,
+    /// An attempt (or a person) found it done; the walk back has to visit it.
+    pub done: bool,
+    /// Position in the order in which steps were done; the walk back goes the other way.
+    pub done_order: Option<u64>,
+    /// Until when its verification may still become true.
+    pub verify_until: Option<Timestamp>,
+    /// Where it was first done or tried; host-scoped work stays there.
+    pub host: Option<HostLabel>,
+    /// Instances that refused it.
+    pub excluded: BTreeSet<InstanceId>,
+    /// What `prepared` recorded and no undo has used yet, by attempt.
+    pub prepared: BTreeMap<AttemptNumber, Arc<Value>>,
+    /// Run attempts before the last retry by a person: they no longer count against `maxAttempts`.
+    pub forgiven_attempts: u32,
+}
+
+/// Where a step is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum StepState {
+    /// Its phase has not begun, or something it needs is not done.
+    Pending,
+    /// It waits for an agent.
+    Queued {
+        /// For what.
+        purpose: Purpose,
+        /// Not before this moment.
+        not_before: Timestamp,
+        /// When the owner is told (again), or the queue timeout ends it.
+        wake_at: Timestamp,
+        /// Why, for people.
+        why: String,
+    },
+    /// Its last attempt is unconfirmed: it could be at work right now.
+    Active,
+    /// It waits for a person.
+    Asking {
+        /// What is asked.
+        question: String,
+        /// What the answer is about.
+        kind: QuestionKind,
+        /// When the owner is told again.
+        remind_at: Timestamp,
+    },
+    /// Done.
+    Succeeded,
+    /// Failed for good.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+    /// Not done on purpose.
+    Skipped {
+        /// Why.
+        reason: String,
+    },
+    /// Not done, since the run was cancelled.
+    Cancelled,
+    /// Taken back.
+    Undone,
+}
+
+/// A numbered try.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// What for.
+    pub purpose: Purpose,
+    /// Who has it.
+    pub agent: AgentName,
+    /// Which process of it.
+    pub instance: InstanceId,
+    /// Where.
+    pub host: Option<HostLabel>,
+    /// When it was assigned.
+    pub assigned_at: Timestamp,
+    /// Nothing is sent after this.
+    pub dispatch_until: Timestamp,
+    /// When it will have ended by the clock.
+    pub ends_by: Timestamp,
+    /// The parameters, rendered.
+    pub with: Arc<Value>,
+    /// For purpose `undo`: which attempt's `prepared` data it is given.
+    pub undoes: Option<AttemptNumber>,
+    /// Its instance's lease has run out.
+    pub lost_at: Option<Timestamp>,
+    /// The last thing its agent said.
+    pub status: Option<StatusNote>,
+    /// How and when it ended; none: it is unconfirmed.
+    pub end: Option<(Timestamp, AttemptEnd)>,
+}

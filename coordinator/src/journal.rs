@@ -1,0 +1,147 @@
+//! The journal: the only truth. Every event is here, synced to disk, before any effect of it leaves the process.
+//!
+//! What is guaranteed: appends of one call are atomic over all their streams; an `Ok` means that they are on disk; the
+//! order of `Ok`s is the order of the log. What is not: after `Unavailable` nobody knows whether the records are there.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use muster_engine::ids::Actor;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tokio::sync::oneshot;
+
+/// A stream of records: `run/{id}`, `agent/{name}`, `playbook/{namespace}/{name}`, `key/{id}`, `principal/{id}`, `gate/{id}`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct StreamId(pub Arc<str>);
+
+/// Counts batches from 1; a position names everything up to and including its batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Position(pub u64);
+
+/// A record to be appended; the journal adds sequence number and hashes.
+#[derive(Clone, Debug)]
+pub struct NewRecord {
+    /// When.
+    pub at: Timestamp,
+    /// By whom.
+    pub by: Actor,
+    /// One line of JSON.
+    pub event: Box<RawValue>,
+}
+
+/// Records for one stream.
+#[derive(Clone, Debug)]
+pub struct StreamAppend {
+    /// Which.
+    pub stream: StreamId,
+    /// The sequence number of the stream's last record, 0 for a new stream. Another one is [`AppendError::Conflict`].
+    pub expected_seq: u64,
+    /// At least one.
+    pub records: Vec<NewRecord>,
+}
+
+/// A record as it is in the log.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// Version of the record's shape; readers know all older ones.
+    pub v: u32,
+    /// Of which stream.
+    pub stream: StreamId,
+    /// Its number in the stream, from 1, without gaps.
+    pub seq: u64,
+    /// When.
+    pub at: Timestamp,
+    /// By whom.
+    pub by: Actor,
+    /// Hash of the stream's previous record; empty for the first.
+    pub prev: String,
+    /// What happened.
+    pub event: Box<RawValue>,
+}
+
+/// The end of what is on disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// The last batch.
+    pub position: Position,
+    /// Hash over all batches up to it.
+    pub chain: String,
+}
+
+/// Why an append was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    /// The stream has moved on. Nothing was written.
+    #[error("stream {} is at {actual}, not at {expected}", stream.0)]
+    Conflict {
+        /// Which stream.
+        stream: StreamId,
+        /// What the caller thought.
+        expected: u64,
+        /// What is.
+        actual: u64,
+    },
+    /// The records are too large for one batch. Nothing was written.
+    #[error("{size} bytes are over the journal's limit of {limit} for one append")]
+    TooLarge {
+        /// Of the append.
+        size: usize,
+        /// Of the journal.
+        limit: usize,
+    },
+    /// The log does not stand right now; whether the records are there is not known.
+    #[error("the journal is not available: {0}")]
+    Unavailable(String),
+}
+
+/// The answer to an append: where it stands, once it is on disk.
+pub type Appended = oneshot::Receiver<Result<Position, AppendError>>;
+
+/// A durable log of streams with one committer.
+pub trait Journal: Send + Sync + 'static {
+    /// Hand an append to the committer. Does not block; the answer comes after the sync. Appends handed over by one
+    /// caller are committed in that order. A dropped sender means [`AppendError::Unavailable`].
+    fn append(&self, appends: Vec<StreamAppend>) -> Appended;
+
+    /// All records after a position, in the order of the log, each with the position of its batch. Reads only what was
+    /// synced when the call was made.
+    ///
+    /// # Errors
+    /// A damaged record is an error that names the place and the streams it may belong to; reading can go on behind it.
+    fn read(&self, after: Position) -> Box<dyn Iterator<Item = Result<(Position, Record), ReadError>> + Send>;
+
+    /// The records of one stream after a sequence number, at most `limit`.
+    fn read_stream(&self, stream: &StreamId, after_seq: u64, limit: usize) -> Result<Vec<Record>, ReadError>;
+
+    /// The end of what is on disk.
+    fn head(&self) -> Head;
+
+    /// How many syncs of the hot path there were since the start, for figures.
+    fn syncs(&self) -> u64;
+}
+
+/// Why a record could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// Bytes are not what was written.
+    #[error("damaged at {place}: {what}")]
+    Damaged {
+        /// File and offset.
+        place: String,
+        /// What is wrong.
+        what: String,
+        /// The streams the damage may belong to; empty: not known.
+        streams: Vec<StreamId>,
+    },
+    /// The file could not be read.
+    #[error("can't read {place}: {what}")]
+    Io {
+        /// Which file.
+        place: String,
+        /// The system's words.
+        what: String,
+    },
+}

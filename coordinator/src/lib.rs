@@ -1,0 +1,4 @@
+//! Decides and remembers: the journal and its projection, one task per run, placement, and the gRPC API.
+
+pub mod control;
+pub mod journal;

@@ -1,0 +1,1 @@
+//! Proves the parts together: the lab, the sample service, crash and fault tests.

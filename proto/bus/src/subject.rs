@@ -1,0 +1,104 @@
+//! The subjects: `muster.v1.{namespace}.…`. NATS gives no sender, so every agent → coordinator subject ends in the agent's
+//! name, and permissions bind the name to the agent's key.
+
+use std::fmt;
+
+/// How many shards the reports are spread over. A shard belongs to a run, never to a process.
+pub const SHARDS: u16 = 256;
+
+/// Whether `token` can stand in a subject: `[a-z0-9_-]{1,63}`.
+pub fn is_token(token: &str) -> bool {
+    (1..=63).contains(&token.len())
+        && token.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-')
+}
+
+/// The shard of a run: FNV-1a of its id, modulo [`SHARDS`].
+pub fn shard_of(run: &str) -> u16 {
+    let hash = run.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    u16::try_from(hash % u64::from(SHARDS)).unwrap_or(0)
+}
+
+/// The subjects of one namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subjects {
+    namespace: String,
+}
+
+impl Subjects {
+    /// Of a namespace, which must be a token.
+    pub fn new(namespace: impl Into<String>) -> Self {
+        Self { namespace: namespace.into() }
+    }
+
+    fn join(&self, rest: fmt::Arguments<'_>) -> String {
+        format!("muster.v1.{}.{rest}", self.namespace)
+    }
+
+    /// Request, agent → coordinator: [`crate::message::Register`].
+    pub fn register(&self, agent: &str) -> String {
+        self.join(format_args!("register.{agent}"))
+    }
+
+    /// Request, coordinator → one process of an agent: [`crate::message::Task`].
+    pub fn task(&self, agent: &str, instance: &str) -> String {
+        self.join(format_args!("task.{agent}.{instance}"))
+    }
+
+    /// Request, agent → coordinator: [`crate::message::Report`].
+    pub fn report(&self, shard: u16, agent: &str) -> String {
+        self.join(format_args!("report.{shard}.{agent}"))
+    }
+
+    /// Request, agent → coordinator, every few seconds: [`crate::message::Beat`].
+    pub fn beat(&self, agent: &str) -> String {
+        self.join(format_args!("beat.{agent}"))
+    }
+
+    /// Request, agent → coordinator, every few minutes and at change: [`crate::message::Status`].
+    pub fn status(&self, agent: &str) -> String {
+        self.join(format_args!("status.{agent}"))
+    }
+
+    /// Published: [`crate::message::LogLine`].
+    pub fn log(&self, agent: &str) -> String {
+        self.join(format_args!("log.{agent}"))
+    }
+
+    /// What a coordinator subscribes to: everything that agents send in every namespace, by kind.
+    pub fn all(kind: AgentSubject) -> &'static str {
+        match kind {
+            AgentSubject::Register => "muster.v1.*.register.*",
+            AgentSubject::Report => "muster.v1.*.report.*.*",
+            AgentSubject::Beat => "muster.v1.*.beat.*",
+            AgentSubject::Status => "muster.v1.*.status.*",
+            AgentSubject::Log => "muster.v1.*.log.*",
+        }
+    }
+}
+
+/// The kinds of agent → coordinator subjects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AgentSubject {
+    /// `register.{agent}`
+    Register,
+    /// `report.{shard}.{agent}`
+    Report,
+    /// `beat.{agent}`
+    Beat,
+    /// `status.{agent}`
+    Status,
+    /// `log.{agent}`
+    Log,
+}
+
+/// Namespace and agent of an agent → coordinator subject, if it is one.
+pub fn sender(subject: &str) -> Option<(&str, &str)> {
+    let mut tokens = subject.strip_prefix("muster.v1.")?.split('.');
+    let namespace = tokens.next()?;
+    let kind = tokens.next()?;
+    if kind == "report" {
+        tokens.next()?;
+    }
+    let agent = tokens.next()?;
+    (tokens.next().is_none() && is_token(namespace) && is_token(agent)).then_some((namespace, agent))
+}
