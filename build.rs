@@ -9,6 +9,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     let set = protox::compile(&files, ["proto"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("muster.bin"), prost::Message::encode_to_vec(&set))?;
-    tonic_prost_build::configure().compile_fds(set)?;
+    tonic_prost_build::configure().emit_rerun_if_changed(false).compile_fds(set)?;
     Ok(())
 }
