@@ -8,7 +8,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     files.sort();
     let set = protox::compile(&files, ["proto"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
+    let mut config = prost_build::Config::new();
+    config.enable_type_names();
     fs::write(out.join("muster.bin"), prost::Message::encode_to_vec(&set))?;
-    tonic_prost_build::configure().emit_rerun_if_changed(false).compile_fds(set)?;
+    tonic_prost_build::configure().emit_rerun_if_changed(false).compile_fds_with_config(set, config)?;
     Ok(())
 }
