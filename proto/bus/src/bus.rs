@@ -12,13 +12,16 @@ use futures_util::Stream;
 /// No payload is larger than this on any bus, in bytes; larger things are artifacts.
 pub const MAX_PAYLOAD: usize = 256 * 1024;
 
+/// How many messages a subscription holds that its reader has not yet taken; more are lost.
+pub const SUBSCRIPTION_CAPACITY: usize = 64 * 1024;
+
 /// Carries messages between coordinator and agents.
 #[async_trait]
 pub trait Bus: Send + Sync + 'static {
     /// Send a request and wait for its reply, for at most `timeout`.
     ///
     /// # Errors
-    /// See [`BusError`]; after any error but `TooLarge` the other side may have got the request.
+    /// See [`BusError`]; after any error but `TooLarge` and `BadSubject` the other side may have got the request.
     async fn request(&self, subject: &str, payload: Bytes, timeout: Duration) -> Result<Bytes, BusError>;
 
     /// Send without waiting for an answer. `Ok` says that it was handed to the bus, not that anybody got it.
@@ -82,6 +85,9 @@ pub enum BusError {
         /// Of the bus.
         limit: usize,
     },
+    /// It can't stand as a subject: an empty token, a blank, or a wildcard where none may be. Nothing was sent.
+    #[error("{0:?} is not a subject")]
+    BadSubject(String),
     /// There is no connection.
     #[error("not connected to the bus: {0}")]
     Disconnected(String),

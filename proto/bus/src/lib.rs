@@ -1,11 +1,19 @@
 //! What coordinator and agents say to each other ([`message`]), where they say it ([`subject`]), and what carries it
-//! ([`bus::Bus`]).
+//! ([`bus::Bus`]): [`local::LocalBus`] inside one process, [`nats::NatsBus`] between processes.
 //!
-//! Payloads are JSON, snake_case, ids as strings. Unknown fields are ignored, so that fields may be added; another major
+//! Payloads are JSON, `snake_case`, ids as strings. Unknown fields are ignored, so that fields may be added; another major
 //! version is refused. A golden file per message freezes each shape.
 
 pub mod bus;
+#[cfg(feature = "testkit")]
+pub mod conformance;
+pub mod local;
 pub mod message;
+pub mod nats;
 pub mod subject;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 
 pub use bus::{Bus, BusError, Delivery, Subscription};
+pub use local::LocalBus;
+pub use nats::{NatsBus, NatsOptions};

@@ -54,6 +54,7 @@ fn one() -> u32 {
 }
 
 /// An action an agent can do.
+#[expect(clippy::struct_excessive_bools, reason = "independent promises, each a word of the protocol")]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ActionOffer {
     /// `<system>.<verb>`.

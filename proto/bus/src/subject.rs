@@ -12,6 +12,34 @@ pub fn is_token(token: &str) -> bool {
         && token.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-')
 }
 
+/// Whether messages can be sent to `subject`: tokens without blanks and wildcards, joined by dots.
+pub fn is_subject(subject: &str) -> bool {
+    is_pattern(subject) && !subject.bytes().any(|b| b == b'*' || b == b'>')
+}
+
+/// Whether `pattern` can be subscribed to: as a subject, with `*` for one token and `>` for one or more at the end.
+pub fn is_pattern(pattern: &str) -> bool {
+    !pattern.is_empty()
+        && !pattern.bytes().any(|b| b.is_ascii_whitespace() || b.is_ascii_control())
+        && !pattern.starts_with('.')
+        && !pattern.ends_with('.')
+        && !pattern.contains("..")
+}
+
+/// Whether a subscription to `pattern` gets what is sent to `subject`.
+pub fn matches(pattern: &str, subject: &str) -> bool {
+    let mut wanted = pattern.split('.');
+    let mut given = subject.split('.');
+    loop {
+        match (wanted.next(), given.next()) {
+            (Some(">"), Some(_)) | (None, None) => return true,
+            (Some("*"), Some(_)) => {}
+            (Some(token), Some(given)) if token == given => {}
+            (Some(_) | None, Some(_)) | (Some(_), None) => return false,
+        }
+    }
+}
+
 /// The shard of a run: FNV-1a of its id, modulo [`SHARDS`].
 pub fn shard_of(run: &str) -> u16 {
     let hash = run.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
