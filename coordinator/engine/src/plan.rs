@@ -152,6 +152,7 @@ pub struct PinnedAction {
 
 /// What the engine has to know of an action; declared by the agent that offers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "independent promises, each named where it is used")]
 pub struct ActionFacts {
     /// Doing it twice is the same as doing it once.
     pub idempotent: bool,

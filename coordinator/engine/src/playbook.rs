@@ -2,12 +2,18 @@
 
 use serde::Serialize;
 
+pub mod expr;
+pub mod render;
+mod scope;
+
+pub use scope::{Outputs, Scope};
+
 /// Something that is wrong, or not good, with a document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// An error stops the document; a warning does not.
     pub level: Level,
-    /// Stable, UPPER_SNAKE_CASE.
+    /// Stable, `UPPER_SNAKE_CASE`.
     pub code: &'static str,
     /// What is wrong.
     pub message: String,
