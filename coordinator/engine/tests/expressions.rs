@@ -153,7 +153,10 @@ fn a_lone_expression_keeps_its_type() {
         ("{{ inputs.big }}", json!(u64::MAX)),
         ("{{ inputs.replicas + 1 }}", json!(4)),
         ("{{ {'a': inputs.ratio} }}", json!({"a": 0.5})),
-        ("{{ steps.tls_certificate.output }}", json!({"days_left": 90, "chain_valid": true, "names": ["shop.example"], "p95_ms": 12.5})),
+        (
+            "{{ steps.tls_certificate.output }}",
+            json!({"days_left": 90, "chain_valid": true, "names": ["shop.example"], "p95_ms": 12.5}),
+        ),
         ("{{ inputs.hosts.map(h, h + '.example') }}", json!(["a.example", "b.example"])),
         ("{{ '}}' }}", json!("}}")),
         ("{{ '{{' }}", json!("{{")),
@@ -199,11 +202,17 @@ fn templates_that_cannot_be_rendered() {
         (json!({"a": ["x", "{{ inputs.missing }}"]}), "with.a[1]: {{ inputs.missing }}: No such key: missing"),
         (json!({"a": "{{ inputs.domain"}), "with.a: a {{ is not closed"),
         (json!({"a": "{{ 'x }}"}), "with.a: a {{ is not closed"),
-        (json!({"a": "hosts {{ inputs.hosts }}"}), "with.a: {{ inputs.hosts }} is a list and can't stand inside a text"),
+        (
+            json!({"a": "hosts {{ inputs.hosts }}"}),
+            "with.a: {{ inputs.hosts }} is a list and can't stand inside a text",
+        ),
         (json!({"a": "{{ inputs.nothing }}!"}), "with.a: {{ inputs.nothing }} is null and can't stand inside a text"),
         (json!({"a": "{{ inputs.domain | upper }}"}), "with.a: {{ inputs.domain | upper }}: "),
         (json!("{{ b'ab' }}"), "with: {{ b'ab' }}: a value of bytes can't be written as JSON"),
-        (json!("{{ 1.0 / 0.0 }}"), "with: {{ 1.0 / 0.0 }}: a number that is infinite, or none at all, can't be written as JSON"),
+        (
+            json!("{{ 1.0 / 0.0 }}"),
+            "with: {{ 1.0 / 0.0 }}: a number that is infinite, or none at all, can't be written as JSON",
+        ),
     ] {
         let error = render(&with, &world.scope()).unwrap_err().to_string();
         assert!(error.starts_with(expected), "{with}: {error}");

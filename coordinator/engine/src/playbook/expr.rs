@@ -133,10 +133,7 @@ pub(crate) fn parse(expression: &str) -> Result<Expression, ExprError> {
         return Err(ExprError::Limit(format!("brackets are nested deeper than {MAX_BRACKETS}")));
     }
     let ast = catch_unwind(AssertUnwindSafe(|| {
-        PrattParser::new()
-            .max_recursion_depth(MAX_PARSER_DEPTH)
-            .error_recovery_limit(1)
-            .parse(expression)
+        PrattParser::new().max_recursion_depth(MAX_PARSER_DEPTH).error_recovery_limit(1).parse(expression)
     }))
     .map_err(|_| ExprError::Syntax { message: "not an expression".to_owned(), column: 1 })?
     .map_err(|errors| syntax_error(&errors))?;
@@ -144,7 +141,9 @@ pub(crate) fn parse(expression: &str) -> Result<Expression, ExprError> {
         return Err(ExprError::Limit(format!("the expression is nested deeper than {MAX_EXPRESSION_DEPTH}")));
     }
     if has_nested_comprehension(&ast) {
-        return Err(ExprError::Limit("all, exists, exists_one, map and filter can't stand inside one another".to_owned()));
+        return Err(ExprError::Limit(
+            "all, exists, exists_one, map and filter can't stand inside one another".to_owned(),
+        ));
     }
     Ok(ast)
 }

@@ -194,8 +194,8 @@ impl Renderer<'_, '_> {
         let value = match expr::fast_path(expression, self.scope) {
             Some(Found::Value(value)) => value,
             Some(Found::Step(_) | Found::Run { .. }) | None => {
-                evaluated = expr::eval_value(expression, self.scope)
-                    .map_err(|why| self.expression_error(expression, why))?;
+                evaluated =
+                    expr::eval_value(expression, self.scope).map_err(|why| self.expression_error(expression, why))?;
                 &evaluated
             }
         };
@@ -215,8 +215,7 @@ impl Renderer<'_, '_> {
     }
 
     fn charge(&mut self, bytes: usize) -> Result<(), RenderError> {
-        self.left =
-            self.left.checked_sub(bytes).ok_or_else(|| RenderError::TooLarge { path: self.path.clone() })?;
+        self.left = self.left.checked_sub(bytes).ok_or_else(|| RenderError::TooLarge { path: self.path.clone() })?;
         Ok(())
     }
 
