@@ -10,6 +10,19 @@ use serde_json::Value;
 /// Version of the protocol; another one is refused at registration.
 pub const PROTOCOL: u32 = 1;
 
+/// Whether messages of version `given` are understood here.
+pub fn check_protocol(given: u32) -> Result<(), UnknownProtocol> {
+    if given == PROTOCOL { Ok(()) } else { Err(UnknownProtocol { given }) }
+}
+
+/// Another major version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this coordinator speaks protocol {PROTOCOL}, not {given}; use an agent made for protocol {PROTOCOL}")]
+pub struct UnknownProtocol {
+    /// What it said.
+    pub given: u32,
+}
+
 /// `register.{agent}`: who I am, what I can do, which attempts I hold. Sent at start, and when a beat's reply asks for it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Register {
