@@ -3,6 +3,9 @@
 //! What is guaranteed: appends of one call are atomic over all their streams; an `Ok` means that they are on disk; the
 //! order of `Ok`s is the order of the log. What is not: after `Unavailable` nobody knows whether the records are there.
 
+pub mod memory;
+pub(crate) mod record;
+
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -39,7 +42,7 @@ pub struct StreamAppend {
     pub stream: StreamId,
     /// The sequence number of the stream's last record, 0 for a new stream. Another one is [`AppendError::Conflict`].
     pub expected_seq: u64,
-    /// At least one.
+    /// At least one. None at all is a bare check of `expected_seq`.
     pub records: Vec<NewRecord>,
 }
 
@@ -91,6 +94,14 @@ pub enum AppendError {
         size: usize,
         /// Of the journal.
         limit: usize,
+    },
+    /// The stream has lost records to damage and takes no more. Nothing was written.
+    #[error("stream {} takes no more records: {what}", stream.0)]
+    Damaged {
+        /// Which stream.
+        stream: StreamId,
+        /// What was lost, and where.
+        what: String,
     },
     /// The log does not stand right now; whether the records are there is not known.
     #[error("the journal is not available: {0}")]
@@ -144,4 +155,25 @@ pub enum ReadError {
         /// The system's words.
         what: String,
     },
+}
+
+/// The records of one append take at most this many bytes in the log.
+pub const MAX_APPEND_BYTES: usize = 4 << 20;
+
+fn check_size(appends: &[StreamAppend], limit: usize) -> Result<usize, AppendError> {
+    let size = appends.iter().flat_map(|a| a.records.iter().map(|r| record::line_bound(&a.stream, r))).sum();
+    if size > limit { Err(AppendError::TooLarge { size, limit }) } else { Ok(size) }
+}
+
+/// A stream may be named more than once; the later one then expects what the earlier one leaves.
+fn check_expected(appends: &[StreamAppend], seq_of: impl Fn(&StreamId) -> u64) -> Result<(), AppendError> {
+    for (i, append) in appends.iter().enumerate() {
+        let before: usize = appends[..i].iter().filter(|a| a.stream == append.stream).map(|a| a.records.len()).sum();
+        let actual = seq_of(&append.stream) + before as u64;
+        if actual != append.expected_seq {
+            let (stream, expected) = (append.stream.clone(), append.expected_seq);
+            return Err(AppendError::Conflict { stream, expected, actual });
+        }
+    }
+    Ok(())
 }
