@@ -1,0 +1,11 @@
+//! `pgbouncer.configure` and `pgbouncer.probe`: connection pooling.
+
+mod configure;
+mod console;
+mod ini;
+mod probe;
+mod settings;
+
+pub use configure::{Configure, ConfigureOutput};
+pub use probe::{Probe, ProbeOutput, ProbeParams};
+pub use settings::{AuthType, ConfigureParams, Database, PoolMode};
