@@ -1,0 +1,180 @@
+//! `muster run …` and `muster step …`
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::{InputArgs, PageArgs, PlaybookRef};
+
+/// Runs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum RunCommand {
+    /// Start a run and print it.
+    Start(StartArgs),
+    /// List runs, the newest first.
+    List(RunListArgs),
+    /// Print a run: phases, steps, milestones.
+    Get {
+        /// The run's id.
+        #[arg(value_name = "RUN")]
+        run: String,
+    },
+    /// Follow a run to its end, live. The exit code is the run's.
+    Watch {
+        /// The run's id.
+        #[arg(value_name = "RUN")]
+        run: String,
+        #[command(flatten)]
+        until: UntilArgs,
+    },
+    /// Wait for a run's end, silently. The exit code is the run's.
+    Wait {
+        /// The run's id.
+        #[arg(value_name = "RUN")]
+        run: String,
+        #[command(flatten)]
+        until: UntilArgs,
+    },
+    /// Start nothing new; what is at work goes on.
+    Pause(ReasonArgs),
+    /// Go on after a pause; an inconclusive gate is judged again.
+    Resume(ReasonArgs),
+    /// Stop a run. Nothing is undone unless the playbook says `onCancel: undo`.
+    Cancel {
+        #[command(flatten)]
+        reason: ReasonArgs,
+        /// Do not wait for attempts that may still be at work.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Say for what a run waits, on whom, since when, what happens next and when.
+    Explain {
+        /// The run's id.
+        #[arg(value_name = "RUN")]
+        run: String,
+    },
+    /// Print the journalled events of a run.
+    Events(EventsArgs),
+}
+
+/// `run start`
+#[derive(Debug, Args)]
+pub(crate) struct StartArgs {
+    /// A file (- is stdin), or the name of a stored playbook, or name@sha256:… for one revision.
+    #[arg(value_name = "PLAYBOOK")]
+    pub(crate) playbook: PlaybookRef,
+    #[command(flatten)]
+    pub(crate) inputs: InputArgs,
+    /// Why, for people; kept with the run.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub(crate) note: String,
+    /// Refuse to start if the plan has become another one.
+    #[arg(long, value_name = "sha256:…")]
+    pub(crate) plan_digest: Option<String>,
+    /// Check everything, start nothing.
+    #[arg(long)]
+    pub(crate) validate_only: bool,
+    /// A UUID: the same one again gives the same run, not another one.
+    #[arg(long, value_name = "UUID")]
+    pub(crate) request_id: Option<String>,
+    /// Follow the run to its end; the exit code is the run's.
+    #[arg(long, conflicts_with = "validate_only")]
+    pub(crate) watch: bool,
+    #[command(flatten)]
+    pub(crate) until: UntilArgs,
+}
+
+/// Until when a run is followed.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub(crate) struct UntilArgs {
+    /// Stay while the run waits for a person, instead of ending with exit code 3.
+    #[arg(long)]
+    pub(crate) stay: bool,
+}
+
+/// `run list`
+#[derive(Debug, Args)]
+pub(crate) struct RunListArgs {
+    /// Only in these states, such as running or waiting.
+    #[arg(long, value_name = "STATE", value_delimiter = ',')]
+    pub(crate) state: Vec<String>,
+    /// Only of this playbook.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) playbook: Option<String>,
+    #[command(flatten)]
+    pub(crate) page: PageArgs,
+}
+
+/// A command on a run, and why.
+#[derive(Debug, Args)]
+pub(crate) struct ReasonArgs {
+    /// The run's id.
+    #[arg(value_name = "RUN")]
+    pub(crate) run: String,
+    /// Why, for people; journalled.
+    #[arg(long)]
+    pub(crate) reason: String,
+}
+
+/// `run events`
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// The run's id.
+    #[arg(value_name = "RUN")]
+    pub(crate) run: String,
+    /// Only events after this number.
+    #[arg(long, default_value_t = 0, value_name = "SEQ")]
+    pub(crate) after: u64,
+    #[command(flatten)]
+    pub(crate) page: PageArgs,
+}
+
+/// Steps.
+#[derive(Debug, Subcommand)]
+pub(crate) enum StepCommand {
+    /// Try a step again that failed or that asks.
+    Retry {
+        /// The run's id.
+        #[arg(value_name = "RUN")]
+        run: String,
+        /// The step's id.
+        #[arg(value_name = "STEP")]
+        step: String,
+        /// Why, for people; journalled.
+        #[arg(long)]
+        reason: String,
+    },
+    /// Answer the question of a step.
+    Resolve(ResolveArgs),
+}
+
+/// `step resolve`
+#[derive(Debug, Args)]
+pub(crate) struct ResolveArgs {
+    /// The run's id.
+    #[arg(value_name = "RUN")]
+    pub(crate) run: String,
+    /// The step's id.
+    #[arg(value_name = "STEP")]
+    pub(crate) step: String,
+    /// The answer.
+    #[arg(value_enum, value_name = "ANSWER")]
+    pub(crate) answer: Answer,
+    /// Why, for people; journalled.
+    #[arg(long)]
+    pub(crate) reason: String,
+    /// The step's output as a JSON object, with `succeeded`.
+    #[arg(long, value_name = "JSON")]
+    pub(crate) step_output: Option<String>,
+}
+
+/// A person's answer about a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Answer {
+    /// It is done (for an undo: it is undone).
+    Succeeded,
+    /// It has failed for good.
+    Failed,
+    /// Try again.
+    Retry,
+    /// Leave it out.
+    Skip,
+}

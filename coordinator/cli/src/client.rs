@@ -1,0 +1,212 @@
+//! How a coordinator is reached: a channel, TLS where the address says https, and the bearer token on every request.
+
+use std::{net::IpAddr, path::Path, time::Duration};
+
+use muster_proto::v1::{
+    agent_service_client::AgentServiceClient, milestone_service_client::MilestoneServiceClient,
+    playbook_service_client::PlaybookServiceClient, run_service_client::RunServiceClient,
+    token_service_client::TokenServiceClient,
+};
+use secrecy::{ExposeSecret as _, SecretString};
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Uri},
+};
+
+use crate::{
+    config::Settings,
+    error::{CliError, Result},
+};
+
+const USUAL_TIMEOUT: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A plan or a run with many steps is larger than tonic's usual 4 MiB.
+const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
+
+/// A connection to a coordinator.
+#[derive(Clone)]
+pub(crate) struct Client {
+    channel: Service,
+    server: String,
+    namespace: String,
+    timeout: Option<Duration>,
+}
+
+type Service = InterceptedService<Channel, Bearer>;
+
+/// Adds the token.
+#[derive(Clone)]
+pub(crate) struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> std::result::Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
+        Ok(request)
+    }
+}
+
+impl Client {
+    /// Connect, with the token that was given or that lies beside a local server.
+    pub(crate) async fn connect(settings: &Settings, token: Option<SecretString>) -> Result<Self> {
+        let timeout = settings.timeout()?;
+        let token = match token {
+            Some(token) => Some(token),
+            None => find_token(settings)?,
+        };
+        let bearer = token.as_ref().map(bearer).transpose()?;
+        let endpoint = endpoint(settings)?;
+        let channel = endpoint.connect().await.map_err(|e| unreachable(&settings.server, &e))?;
+        Ok(Self {
+            channel: InterceptedService::new(channel, Bearer(bearer)),
+            server: settings.server.clone(),
+            namespace: settings.namespace.clone(),
+            timeout,
+        })
+    }
+
+    /// Playbooks.
+    pub(crate) fn playbooks(&self) -> PlaybookServiceClient<Service> {
+        PlaybookServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    /// Runs and steps.
+    pub(crate) fn runs(&self) -> RunServiceClient<Service> {
+        RunServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    /// Agents.
+    pub(crate) fn agents(&self) -> AgentServiceClient<Service> {
+        AgentServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    /// Milestones.
+    pub(crate) fn milestones(&self) -> MilestoneServiceClient<Service> {
+        MilestoneServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    /// Tokens.
+    pub(crate) fn tokens(&self) -> TokenServiceClient<Service> {
+        TokenServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    /// A request that is answered soon.
+    pub(crate) fn soon<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(self.timeout.unwrap_or(USUAL_TIMEOUT));
+        request
+    }
+
+    /// What the coordinator said, or why it could not be asked.
+    pub(crate) fn error(&self, status: &Status) -> CliError {
+        CliError::from_status(status, &self.server)
+    }
+
+    /// Longest time for what follows a run; none: without limit.
+    pub(crate) fn limit(&self) -> Option<Duration> {
+        self.timeout
+    }
+
+    /// `namespaces/{ns}`
+    pub(crate) fn parent(&self) -> String {
+        format!("namespaces/{}", self.namespace)
+    }
+
+    /// `namespaces/{ns}/{kind}/{id}`; a whole name stays as it is.
+    pub(crate) fn name(&self, kind: &str, id: &str) -> String {
+        if id.starts_with("namespaces/") { id.to_owned() } else { format!("namespaces/{}/{kind}/{id}", self.namespace) }
+    }
+}
+
+fn endpoint(settings: &Settings) -> Result<Endpoint> {
+    let bad = |why: &str| {
+        CliError::usage("SERVER_INVALID", format!("{:?} is no address of a server: {why}", settings.server))
+            .hint("such as http://127.0.0.1:7400 or https://muster.example.org:7400")
+    };
+    let uri: Uri = settings.server.parse().map_err(|_| bad("it can't be read"))?;
+    let tls = match uri.scheme_str() {
+        Some("http") => false,
+        Some("https") => true,
+        Some(_) | None => return Err(bad("it has to begin with http:// or https://")),
+    };
+    let endpoint = Endpoint::from(uri).connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
+    if !tls {
+        return Ok(endpoint);
+    }
+    let config = if settings.ca.as_os_str().is_empty() {
+        ClientTlsConfig::new().with_native_roots()
+    } else {
+        ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(&settings.ca)?))
+    };
+    endpoint.tls_config(config).map_err(|e| bad(&chain(&e)))
+}
+
+fn find_token(settings: &Settings) -> Result<Option<SecretString>> {
+    if !settings.token_file.as_os_str().is_empty() {
+        return read(&settings.token_file).map(Some).map(|t| t.map(|t| SecretString::from(t.trim())));
+    }
+    let beside = settings.serve.data_dir().join("admin.token");
+    if !is_local(&settings.server) || !beside.is_file() {
+        return Ok(None);
+    }
+    // Another user's coordinator may answer here: its token file is not ours to read, and not an error.
+    Ok(read(&beside).ok().map(|token| SecretString::from(token.trim())))
+}
+
+fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|e| CliError::file(path, "read", &e))
+}
+
+fn is_local(server: &str) -> bool {
+    let Ok(uri) = server.parse::<Uri>() else { return false };
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+fn bearer(token: &SecretString) -> Result<MetadataValue<Ascii>> {
+    let mut value = MetadataValue::try_from(format!("Bearer {}", token.expose_secret()))
+        .map_err(|_| CliError::usage("TOKEN_INVALID", "the token has characters that no token has"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn unreachable(server: &str, error: &tonic::transport::Error) -> CliError {
+    // The outermost error says no more than "transport error".
+    let why = std::error::Error::source(error).map_or_else(|| error.to_string(), chain);
+    CliError::failed("SERVER_UNREACHABLE", why)
+        .at(server)
+        .hint("start one with `muster serve`, or name another one with --server or MUSTER_SERVER")
+}
+
+/// An error with its causes, each said once.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_is_local() {
+        for local in ["http://127.0.0.1:7400", "http://localhost:1", "https://[::1]:7400"] {
+            assert!(is_local(local), "{local}");
+        }
+        for remote in ["http://10.0.0.1:7400", "https://muster.example.org", "nonsense", "http://127.0.0.1.example.org"]
+        {
+            assert!(!is_local(remote), "{remote}");
+        }
+    }
+}

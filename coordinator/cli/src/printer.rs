@@ -1,0 +1,157 @@
+//! The only place that prints. Data goes to stdout, everything else to stderr.
+//!
+//! A reader that goes away (`muster run list | head -1`) ends the printing, not with an error.
+
+use std::io::{self, IsTerminal as _, Write};
+
+use indicatif::MultiProgress;
+use serde_json::Value;
+
+use crate::{
+    args::Format,
+    error::{CliError, Found, Result},
+};
+
+mod json;
+mod view;
+
+pub(crate) use json::{Described, to_message};
+pub(crate) use view::{Block, Table, View, span, time};
+
+/// Prints, in the format that was asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Printer {
+    format: Format,
+    colour: bool,
+    live: Option<MultiProgress>,
+}
+
+/// What a word means; shown by its colour on a terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tone {
+    /// Nothing special.
+    Plain,
+    /// Done.
+    Good,
+    /// Needs a look.
+    Warn,
+    /// Failed.
+    Bad,
+    /// Less important.
+    Faint,
+}
+
+impl Printer {
+    /// Colours and bars only where a person looks, and never with `NO_COLOR`.
+    pub(crate) fn new(format: Format) -> Self {
+        let no_color = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
+        let terminal = io::stderr().is_terminal() && std::env::var("TERM").as_deref() != Ok("dumb");
+        Self { format, colour: terminal && !no_color, live: terminal.then(MultiProgress::new) }
+    }
+
+    /// The bars, when stderr is a terminal.
+    pub(crate) fn live(&self) -> Option<&MultiProgress> {
+        self.live.as_ref()
+    }
+
+    /// One message, or one page: a table for people, or one document.
+    pub(crate) fn data<M: Described>(&self, message: &M, view: impl FnOnce(&M) -> View) -> Result<()> {
+        match self.format {
+            Format::Table => self.stdout(&view(message).to_string()),
+            Format::Json => self.stdout(&pretty(&message.to_json()?)),
+            Format::Yaml => self.stdout(&yaml(&message.to_json()?)?),
+        }
+    }
+
+    /// One message of a stream: a line for people, one JSON object on one line, or one YAML document.
+    pub(crate) fn item<M: Described>(&self, message: &M, line: impl FnOnce(&M) -> String) -> Result<()> {
+        match self.format {
+            Format::Table => self.stdout(&format!("{}\n", line(message))),
+            Format::Json => self.stdout(&format!("{}\n", message.to_json()?)),
+            Format::Yaml => self.stdout(&format!("---\n{}", yaml(&message.to_json()?)?)),
+        }
+    }
+
+    /// Data that is no message of the API.
+    pub(crate) fn value(&self, value: &Value, view: impl FnOnce() -> View) -> Result<()> {
+        match self.format {
+            Format::Table => self.stdout(&view().to_string()),
+            Format::Json => self.stdout(&pretty(value)),
+            Format::Yaml => self.stdout(&yaml(value)?),
+        }
+    }
+
+    /// Text as it is, whatever the format.
+    pub(crate) fn text(&self, text: &str) -> Result<()> {
+        self.stdout(text)
+    }
+
+    /// A line of progress, above the bars if there are any.
+    pub(crate) fn note(&self, line: &str) {
+        if let Some(live) = &self.live {
+            live.suspend(|| stderr(line));
+        } else {
+            stderr(line);
+        }
+    }
+
+    /// Findings, each with its place.
+    pub(crate) fn findings(&self, findings: &[Found]) {
+        for line in findings.iter().flat_map(Found::lines) {
+            self.note(&line);
+        }
+    }
+
+    /// Why the command was not done.
+    pub(crate) fn error(&self, error: &CliError) {
+        self.findings(&error.findings);
+        self.note(&format!("{} {} {}", self.tone("error:", Tone::Bad), error.reason, error.message));
+        if let Some(place) = &error.place {
+            self.note(&format!("  {} {place}", self.tone("at:", Tone::Faint)));
+        }
+        if let Some(hint) = &error.hint {
+            self.note(&format!("  {} {hint}", self.tone("hint:", Tone::Faint)));
+        }
+    }
+
+    /// A word in its colour, for stderr.
+    pub(crate) fn tone(&self, word: &str, tone: Tone) -> String {
+        let code = match tone {
+            Tone::Plain => return word.to_owned(),
+            Tone::Good => "32",
+            Tone::Warn => "33",
+            Tone::Bad => "31",
+            Tone::Faint => "2",
+        };
+        if self.colour { format!("\x1b[{code}m{word}\x1b[0m") } else { word.to_owned() }
+    }
+
+    fn stdout(&self, text: &str) -> Result<()> {
+        let write = || {
+            let mut out = io::stdout().lock();
+            out.write_all(text.as_bytes())?;
+            out.flush()
+        };
+        match self.live.as_ref().map_or_else(write, |live| live.suspend(write)) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                Err(CliError::failed("OUTPUT_FAILED", format!("can't write to stdout: {error}")))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+}
+
+fn stderr(line: &str) {
+    // Nobody is left to be told when stderr is gone.
+    let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
+fn pretty(value: &Value) -> String {
+    format!("{value:#}\n")
+}
+
+fn yaml(value: &Value) -> Result<String> {
+    let text = serde_saphyr::to_string(value)
+        .map_err(|e| CliError::failed("OUTPUT_FAILED", format!("can't be written as YAML: {e}")))?;
+    Ok(if text.ends_with('\n') { text } else { text + "\n" })
+}

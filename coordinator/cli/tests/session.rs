@@ -1,0 +1,46 @@
+//! Transcripts of whole sessions with the real binary.
+
+mod support;
+
+use support::Session;
+
+#[test]
+fn help() {
+    let mut session = Session::new();
+    session.run(&["--help"]);
+    session.run(&["run", "start", "-h"]);
+    session.check("help");
+}
+
+#[test]
+fn what_is_typed_wrong_ends_with_2() {
+    let mut session = Session::new();
+    session.run(&["run", "strat", "hello"]);
+    session.run(&["run", "resume", "r1"]);
+    session.run(&["--server", "127.0.0.1:7400", "run", "list"]);
+    session.run(&["--timeout", "soon", "run", "list"]);
+    session.run(&["run", "start", "missing.yaml", "-i", "domain"]);
+    session.run(&["run", "start", "hello", "-i", "count:=three"]);
+    session.write("bad.toml", "[serve]\nlisen = '127.0.0.1:7400'\n");
+    session.run(&["--config", "bad.toml", "run", "list"]);
+    session.run(&["--config", "missing.toml", "run", "list"]);
+    session.run(&["--token-file", "missing", "run", "list"]);
+    session.check("usage");
+}
+
+#[test]
+fn a_server_that_does_not_answer_is_named() {
+    let mut session = Session::new();
+    session.env("MUSTER_SERVER", &format!("http://127.0.0.1:{}", support::closed_port()));
+    session.run(&["run", "list"]);
+    session.run(&["-o", "json", "milestone", "list"]);
+    session.check("unreachable");
+}
+
+#[test]
+fn completions_are_scripts() {
+    let mut session = Session::new();
+    let bash = session.quietly(&["completions", "bash"]);
+    assert!(bash.status.success());
+    assert!(String::from_utf8_lossy(&bash.stdout).contains("complete -F _muster"));
+}
