@@ -9,7 +9,10 @@ use serde_json::Value;
 
 use crate::{
     ids::{AgentName, AttemptNumber, HostLabel, InstanceId, StepId},
-    run::event::{NotStarted, Outcome, StatusNote},
+    run::{
+        apply::Corrupt,
+        event::{NotStarted, Outcome, StatusNote},
+    },
 };
 
 /// Something asked of a run.
@@ -61,7 +64,9 @@ pub enum Command {
         /// Which.
         instance: InstanceId,
     },
-    /// The instance answers again, and holds these attempts of this run; those it was given and does not hold are denied.
+    /// The instance answers again, and holds these attempts of this run. Of those it holds, the mark of the loss is taken
+    /// away, and a clock that has run out starts again: send this before a [`Command::Tick`] for as long as it says so. Those
+    /// it does not hold are denied, unless a task that was sent could still reach it: they stay outstanding.
     FindInstance {
         /// Which.
         instance: InstanceId,
@@ -166,6 +171,9 @@ pub enum Rejection {
         /// Which attempt.
         attempt: AttemptNumber,
     },
+    /// What was decided does not fit the state: a bug. The run has to be quarantined.
+    #[error("the decision does not fit the run's state; this is a bug in Muster, please report it with the run's history")]
+    Broken(#[from] Corrupt),
     /// The same attempt has already ended in another way.
     #[error("attempt {attempt} of step {step} has already ended in another way")]
     Conflict {

@@ -180,6 +180,12 @@ pub enum Event {
         /// Do not wait for attempts that may still run.
         force: bool,
     },
+    /// A failure has decided the run: nothing new is done, queued steps are cancelled, and what was done is undone as soon as
+    /// all attempts have ended.
+    RollbackRequested {
+        /// Why.
+        reason: String,
+    },
     /// The walk back has begun; the steps named are undone one by one, the first first.
     RollbackStarted {
         /// Why.
@@ -200,6 +206,38 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         outputs: Option<Arc<Value>>,
     },
+}
+
+impl Event {
+    /// Its type, as the journal writes it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::RunStarted(_) => "run_started",
+            Self::PhaseStarted { .. } => "phase_started",
+            Self::StepMoved { .. } => "step_moved",
+            Self::StepResolved { .. } => "step_resolved",
+            Self::AttemptAssigned(_) => "attempt_assigned",
+            Self::AttemptPrepared { .. } => "attempt_prepared",
+            Self::StatusReported { .. } => "status_reported",
+            Self::AttemptLost { .. } => "attempt_lost",
+            Self::AttemptFound { .. } => "attempt_found",
+            Self::AttemptExtended { .. } => "attempt_extended",
+            Self::AttemptEnded { .. } => "attempt_ended",
+            Self::ReportArrivedStale { .. } => "report_arrived_stale",
+            Self::OwnerReminded { .. } => "owner_reminded",
+            Self::GateJudged { .. } => "gate_judged",
+            Self::PhaseEnded { .. } => "phase_ended",
+            Self::MilestoneAtRisk { .. } => "milestone_at_risk",
+            Self::MilestoneMissed { .. } => "milestone_missed",
+            Self::MilestoneReached { .. } => "milestone_reached",
+            Self::RunPaused { .. } => "run_paused",
+            Self::RunResumed { .. } => "run_resumed",
+            Self::CancelRequested { .. } => "cancel_requested",
+            Self::RollbackRequested { .. } => "rollback_requested",
+            Self::RollbackStarted { .. } => "rollback_started",
+            Self::RunEnded { .. } => "run_ended",
+        }
+    }
 }
 
 /// Everything a run needs for its whole life.
@@ -296,7 +334,7 @@ pub enum StepNext {
         /// Why, for people.
         reason: String,
     },
-    /// Not done, since the run was cancelled.
+    /// Not done, since the run was cancelled or failed.
     Cancelled,
     /// Taken back.
     Undone,
@@ -457,7 +495,7 @@ pub struct StatusNote {
 pub enum Subject {
     /// The run's own pause.
     Run,
-    /// A step that waits for a person or an agent, or whose attempt outlives its clock.
+    /// A step that waits for a person or an agent.
     Step {
         /// Which.
         step: StepId,

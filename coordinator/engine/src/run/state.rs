@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    ids::{AgentName, AttemptNumber, Digest, HostLabel, InstanceId, Namespace, RunId},
+    ids::{AgentName, AttemptNumber, Digest, HostLabel, InstanceId, Namespace, RunId, StepId},
     plan::Plan,
+    run::index::PlanIndex,
     run::event::{AttemptEnd, Criterion, GateVerdict, PhaseOutcome, Purpose, QuestionKind, RunOutcome, StatusNote},
 };
 
@@ -50,9 +51,16 @@ pub struct Run {
     /// The playbook's outputs, at the end.
     pub outputs: Option<Arc<Value>>,
     /// In the plan's order.
-    pub phases: Vec<Phase>,
+    pub phases: Vec<Arc<Phase>>,
     /// In the plan's order.
     pub steps: Vec<Arc<Step>>,
+    /// Indexes of the steps that are queued, active or asking: all that can need something right now.
+    pub awake: BTreeSet<usize>,
+    /// How many times a step was found done: the next [`Step::done_order`].
+    pub done_count: u64,
+    /// What is looked up in the plan again and again; made from the plan when first needed.
+    #[serde(skip)]
+    pub(crate) index: PlanIndex,
 }
 
 /// What a run is doing.
@@ -63,7 +71,7 @@ pub enum RunState {
     Running,
     /// It waits for attempts to end, after a cancellation.
     Cancelling,
-    /// Steps are undone, one by one.
+    /// Steps are undone, one by one, once all attempts of other steps have ended.
     RollingBack,
     /// It is over.
     Ended {
@@ -122,6 +130,8 @@ pub struct Phase {
     pub state: PhaseState,
     /// Since when.
     pub since: Timestamp,
+    /// How many of its steps are not over.
+    pub open_steps: usize,
     /// The last judgement of its gate.
     pub gate: Option<Gate>,
     /// Its milestone, where the plan names one.
@@ -205,8 +215,10 @@ pub struct Step {
     pub excluded: BTreeSet<InstanceId>,
     /// What `prepared` recorded and no undo has used yet, by attempt.
     pub prepared: BTreeMap<AttemptNumber, Arc<Value>>,
-    /// Run attempts before the last retry by a person: they no longer count against `maxAttempts`.
+    /// How many attempts there were at the last retry by a person: they do not count against `maxAttempts`.
     pub forgiven_attempts: u32,
+    /// Since when it has waited for an agent, the instances that were busy or refused included; none while it does not.
+    pub queued_since: Option<Timestamp>,
 }
 
 /// Where a step is.
@@ -249,7 +261,7 @@ pub enum StepState {
         /// Why.
         reason: String,
     },
-    /// Not done, since the run was cancelled.
+    /// Not done, since the run was cancelled or failed.
     Cancelled,
     /// Taken back.
     Undone,
@@ -282,4 +294,29 @@ pub struct Attempt {
     pub status: Option<StatusNote>,
     /// How and when it ended; none: it is unconfirmed.
     pub end: Option<(Timestamp, AttemptEnd)>,
+}
+
+impl Run {
+    /// Index of a step in the plan.
+    pub fn step_index(&self, id: &StepId) -> Option<usize> {
+        self.index.of(&self.plan).step(id.as_str())
+    }
+
+    /// It is over.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state, RunState::Ended { .. })
+    }
+
+    /// Indexes of the steps with an unconfirmed attempt.
+    pub fn live_steps(&self) -> impl Iterator<Item = usize> + '_ {
+        self.awake.iter().copied().filter(|i| self.steps.get(*i).is_some_and(|s| s.state == StepState::Active))
+    }
+}
+
+impl Step {
+    /// The unconfirmed attempt, with its number.
+    pub fn live_attempt(&self) -> Option<(AttemptNumber, &Attempt)> {
+        let number = AttemptNumber::try_from(self.attempts.len()).ok()?;
+        self.attempts.last().filter(|a| a.end.is_none()).map(|a| (number, a))
+    }
 }

@@ -1,0 +1,33 @@
+//! What happens to a step whose attempt has ended with an outcome that nobody knows.
+
+use crate::plan::{ActionFacts, OnLost};
+
+/// A look that was itself lost is tried again so often before a person is asked.
+pub const MAX_LOST_LOOKS: u32 = 3;
+
+/// What is done next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AfterLoss {
+    /// Ask the action's own check.
+    Probe,
+    /// Do it again, if tries are left.
+    RunAgain,
+    /// Ask a person.
+    Ask,
+}
+
+/// After a lost attempt of purpose `run`.
+pub fn after_lost_run(on_lost: OnLost, facts: ActionFacts) -> AfterLoss {
+    match on_lost {
+        OnLost::Ask => AfterLoss::Ask,
+        OnLost::Probe if facts.read_only => AfterLoss::RunAgain,
+        OnLost::Probe if facts.checkable => AfterLoss::Probe,
+        OnLost::Retry if facts.idempotent || facts.read_only => AfterLoss::RunAgain,
+        OnLost::Probe | OnLost::Retry => AfterLoss::Ask,
+    }
+}
+
+/// After a probe that found the wanted state missing.
+pub fn after_unsatisfied_probe(facts: ActionFacts) -> AfterLoss {
+    if facts.idempotent || facts.read_only { AfterLoss::RunAgain } else { AfterLoss::Ask }
+}

@@ -1,0 +1,726 @@
+//! Events to state: no policy, no choice, total. Every pair of state and event is either a step that the state machine
+//! takes or [`Corrupt`]; nothing is ignored, nothing panics. A corrupt event leaves the run as it was.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::{
+    event::{
+        AttemptAssigned, AttemptEnd, Event, GateVerdict, NotStarted, Outcome, PhaseOutcome, Purpose, QuestionKind,
+        RunOutcome, RunStarted, StepNext, Subject,
+    },
+    index::PlanIndex,
+    state::{
+        Attempt, Cancel, Gate, Milestone, MilestoneState, Pause, Phase, PhaseState, Rollback, Run, RunState, Step,
+        StepState,
+    },
+};
+use crate::{
+    ids::{AttemptNumber, PhaseId, StepId},
+    plan::{PlannedPhase, PlannedStep},
+    policy::{after, deadline, timeout},
+};
+
+/// What an event changed. The driver looks again at these, and at nothing else.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Indexes of steps, in the order in which they changed; one may be named twice.
+    pub steps: Vec<usize>,
+    /// Indexes of phases.
+    pub phases: Vec<usize>,
+    /// The run's own state, pause, cancellation or walk back.
+    pub run: bool,
+}
+
+impl Touched {
+    /// Everything of both.
+    pub fn merge(&mut self, other: Self) {
+        if self.steps.is_empty() {
+            self.steps = other.steps;
+        } else {
+            self.steps.extend(other.steps);
+        }
+        self.phases.extend(other.phases);
+        self.run |= other.run;
+    }
+
+    /// Nothing has changed that anybody could act on.
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty() && self.phases.is_empty() && !self.run
+    }
+}
+
+/// An event that can't have happened to this run: the history is damaged, or of another run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("event {seq} of the run ({event}) does not fit: {why}")]
+pub struct Corrupt {
+    /// Its sequence number in the run's stream.
+    pub seq: u64,
+    /// Its type.
+    pub event: &'static str,
+    /// What does not fit.
+    pub why: String,
+}
+
+impl Run {
+    /// The state after the first event. Everything else goes through [`Run::apply`].
+    pub fn start(at: Timestamp, started: &RunStarted) -> Self {
+        let plan = Arc::clone(&started.plan);
+        let phases = plan.phases.iter().map(|p| Arc::new(new_phase(at, p))).collect();
+        let steps = plan.steps.iter().map(|_| Arc::new(new_step(at))).collect();
+        Self {
+            id: started.run.clone(),
+            namespace: started.namespace.clone(),
+            plan,
+            plan_digest: started.plan_digest.clone(),
+            note: started.note.clone(),
+            started_at: at,
+            updated_at: at,
+            seq: 1,
+            state: RunState::Running,
+            pause: None,
+            cancel: None,
+            rollback: None,
+            failure: None,
+            outputs: None,
+            phases,
+            steps,
+            awake: std::collections::BTreeSet::new(),
+            done_count: 0,
+            index: PlanIndex::default(),
+        }
+    }
+
+    /// Take an event that was journalled at `at`. Deterministic: the same events at the same times give equal states.
+    ///
+    /// # Errors
+    /// [`Corrupt`] when the event can't have happened in this state; the state is as it was.
+    pub fn apply(&mut self, at: Timestamp, event: &Event) -> Result<Touched, Corrupt> {
+        let mut touched = Touched::default();
+        self.change(at, event, &mut touched).map_err(|why| Corrupt { seq: self.seq + 1, event: event.kind(), why })?;
+        self.seq += 1;
+        self.updated_at = self.updated_at.max(at);
+        Ok(touched)
+    }
+
+    fn change(&mut self, at: Timestamp, event: &Event, touched: &mut Touched) -> Result<(), String> {
+        if matches!(self.state, RunState::Ended { .. }) && !matches!(event, Event::ReportArrivedStale { .. }) {
+            return Err("the run has ended".into());
+        }
+        match event {
+            Event::RunStarted(_) => Err("the run has already started".into()),
+            Event::PhaseStarted { phase } => self.phase_started(at, phase, touched),
+            Event::StepMoved { step, next } => self.step_moved(at, step, next, touched),
+            Event::StepResolved { step, resolution: _, reason: _, output, next } => {
+                self.step_resolved(at, step, output.as_ref(), next, touched)
+            }
+            Event::AttemptAssigned(assigned) => self.attempt_assigned(at, assigned, touched),
+            Event::AttemptPrepared { step, attempt, undo } => {
+                let (i, n) = self.live(step, *attempt)?;
+                let step = self.touch(i, touched);
+                if step.attempts[n].purpose != Purpose::Run {
+                    return Err("only attempts of purpose run prepare an undo".into());
+                }
+                step.prepared.insert(*attempt, Arc::clone(undo));
+                Ok(())
+            }
+            Event::StatusReported { step, attempt, status } => {
+                self.on_live(step, *attempt, touched, |a| a.status = Some(status.clone()))
+            }
+            Event::AttemptLost { step, attempt } => {
+                self.on_live(step, *attempt, touched, |a| a.lost_at = Some(a.lost_at.unwrap_or(at)))
+            }
+            Event::AttemptFound { step, attempt } => self.on_live(step, *attempt, touched, |a| a.lost_at = None),
+            Event::AttemptExtended { step, attempt, ends_by } => {
+                self.on_live(step, *attempt, touched, |a| a.ends_by = *ends_by)
+            }
+            Event::AttemptEnded { step, attempt, end, next } => {
+                self.attempt_ended(at, step, *attempt, end, next, touched)
+            }
+            Event::ReportArrivedStale { .. } => Ok(()),
+            Event::OwnerReminded { subject, next_at } => self.owner_reminded(subject, *next_at, touched),
+            Event::GateJudged { phase, verdict, criteria } => {
+                let phase = self.active_phase(phase, touched)?;
+                phase.gate = Some(Gate { verdict: *verdict, criteria: criteria.clone(), at });
+                Ok(())
+            }
+            Event::PhaseEnded { phase, outcome } => self.phase_ended(at, phase, *outcome, touched),
+            Event::MilestoneAtRisk { phase } => self.milestone(at, phase, MilestoneState::AtRisk, touched),
+            Event::MilestoneMissed { phase } => self.milestone(at, phase, MilestoneState::Missed, touched),
+            Event::MilestoneReached { phase, late } => {
+                let state = if *late { MilestoneState::ReachedLate } else { MilestoneState::Reached };
+                self.milestone(at, phase, state, touched)
+            }
+            Event::RunPaused { reason, question, remind_at } => {
+                refuse(self.pause.is_some(), "the run is paused already")?;
+                let (reason, question) = (reason.clone(), question.clone());
+                self.pause = Some(Pause { reason, question, since: at, remind_at: *remind_at });
+                touched.run = true;
+                Ok(())
+            }
+            Event::RunResumed { reason: _ } => {
+                refuse(self.pause.is_none(), "the run is not paused")?;
+                self.pause = None;
+                touched.run = true;
+                self.wait_afresh(at, touched);
+                Ok(())
+            }
+            Event::CancelRequested { reason, undo, force } => {
+                let cancel = Cancel { reason: reason.clone(), undo: *undo, force: *force, since: at };
+                self.cancel_requested(at, cancel, touched)
+            }
+            Event::RollbackRequested { reason } => {
+                refuse(self.state != RunState::Running, "the run is being cancelled or walked back already")?;
+                self.state = RunState::RollingBack;
+                self.failure.get_or_insert_with(|| reason.clone());
+                self.close_open_steps(at, touched);
+                Ok(())
+            }
+            Event::RollbackStarted { reason, steps, irreversible } => {
+                refuse(self.state == RunState::Running, "nothing has stopped the run")?;
+                refuse(self.rollback.is_some(), "the walk back has begun already")?;
+                let remaining = steps.iter().map(|s| self.known(s)).collect::<Result<_, _>>()?;
+                let irreversible = irreversible.iter().map(|s| self.known(s)).collect::<Result<_, _>>()?;
+                self.state = RunState::RollingBack;
+                self.rollback = Some(Rollback { reason: reason.clone(), remaining, irreversible, since: at });
+                touched.run = true;
+                Ok(())
+            }
+            Event::RunEnded { outcome, reason, outputs } => {
+                self.run_ended(at, *outcome, reason, touched);
+                self.outputs.clone_from(outputs);
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether a step that is pending could start: everything it needs is done.
+    pub(crate) fn needs_are_met(&self, planned: &PlannedStep) -> bool {
+        planned.needs.iter().all(|n| {
+            self.steps
+                .get(*n)
+                .is_some_and(|s| matches!(s.state, StepState::Succeeded | StepState::Skipped { .. }))
+        })
+    }
+
+    /// Whether a step waits for nothing but a look at its `when`.
+    pub(crate) fn is_ready(&self, i: usize, planned: &PlannedStep) -> bool {
+        self.state == RunState::Running
+            && self.steps.get(i).is_some_and(|s| s.state == StepState::Pending)
+            && self.phases.get(planned.phase).is_some_and(|p| p.state == PhaseState::Active)
+            && self.needs_are_met(planned)
+    }
+
+    fn queue_if_ready(&mut self, i: usize, at: Timestamp, touched: &mut Touched) {
+        let plan = Arc::clone(&self.plan);
+        let Some(planned) = plan.steps.get(i).filter(|p| p.when.is_none()) else { return };
+        if self.is_ready(i, planned) {
+            let wake_at = timeout::queue_wake(at, at, planned.queue_timeout_ms);
+            let next = StepState::Queued { purpose: Purpose::Run, not_before: at, wake_at, why: String::new() };
+            self.enter(i, at, next, touched);
+        }
+    }
+
+    /// The only place where a step's state changes.
+    fn enter(&mut self, i: usize, at: Timestamp, next: StepState, touched: &mut Touched) {
+        let step = Arc::make_mut(&mut self.steps[i]);
+        let was_open = is_open(&step.state);
+        let (open, awake, unblocks) = (
+            is_open(&next),
+            matches!(next, StepState::Queued { .. } | StepState::Active | StepState::Asking { .. }),
+            matches!(next, StepState::Succeeded | StepState::Skipped { .. }),
+        );
+        step.queued_since = match &next {
+            StepState::Queued { not_before, .. } => step.queued_since.or(Some(*not_before)),
+            StepState::Active => step.queued_since,
+            StepState::Pending
+            | StepState::Asking { .. }
+            | StepState::Succeeded
+            | StepState::Failed { .. }
+            | StepState::Skipped { .. }
+            | StepState::Cancelled
+            | StepState::Undone => None,
+        };
+        step.state = next;
+        step.since = at;
+        touched.steps.push(i);
+        if awake {
+            self.awake.insert(i);
+        } else {
+            self.awake.remove(&i);
+        }
+        if was_open != open {
+            let phase = Arc::make_mut(&mut self.phases[self.plan.steps[i].phase]);
+            phase.open_steps = if open { phase.open_steps + 1 } else { phase.open_steps.saturating_sub(1) };
+        }
+        if !awake && let Some(rollback) = &mut self.rollback {
+            rollback.remaining.retain(|r| *r != i);
+        }
+        if unblocks && self.state == RunState::Running {
+            let index = self.index.clone();
+            for dependent in index.of(&self.plan).dependents(i) {
+                self.queue_if_ready(*dependent, at, touched);
+            }
+        }
+    }
+
+    fn phase_started(&mut self, at: Timestamp, id: &PhaseId, touched: &mut Touched) -> Result<(), String> {
+        let p = self.known_phase(id)?;
+        refuse(self.phases[p].state != PhaseState::Pending, "the phase has begun already")?;
+        refuse(self.state != RunState::Running, "the run starts nothing new")?;
+        let phase = Arc::make_mut(&mut self.phases[p]);
+        phase.state = PhaseState::Active;
+        phase.since = at;
+        touched.phases.push(p);
+        let plan = Arc::clone(&self.plan);
+        for i in &plan.phases[p].steps {
+            self.queue_if_ready(*i, at, touched);
+        }
+        Ok(())
+    }
+
+    fn phase_ended(
+        &mut self,
+        at: Timestamp,
+        id: &PhaseId,
+        outcome: PhaseOutcome,
+        touched: &mut Touched,
+    ) -> Result<(), String> {
+        let p = self.known_phase(id)?;
+        let fits = match (self.phases[p].state, outcome) {
+            (PhaseState::Active, PhaseOutcome::Completed) => self.phases[p].open_steps == 0,
+            (PhaseState::Active, PhaseOutcome::Failed) | (PhaseState::Pending, PhaseOutcome::Skipped) => true,
+            (PhaseState::Active, PhaseOutcome::Skipped)
+            | (PhaseState::Pending, PhaseOutcome::Completed | PhaseOutcome::Failed)
+            | (PhaseState::Ended(_), PhaseOutcome::Completed | PhaseOutcome::Skipped | PhaseOutcome::Failed) => false,
+        };
+        refuse(!fits, "the phase can't end like this")?;
+        let phase = Arc::make_mut(&mut self.phases[p]);
+        phase.state = PhaseState::Ended(outcome);
+        phase.since = at;
+        touched.phases.push(p);
+        if outcome == PhaseOutcome::Skipped {
+            let plan = Arc::clone(&self.plan);
+            for i in &plan.phases[p].steps {
+                if self.steps[*i].state == StepState::Pending {
+                    let reason = format!("phase {id} is skipped");
+                    self.enter(*i, at, StepState::Skipped { reason }, touched);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn step_moved(
+        &mut self,
+        at: Timestamp,
+        id: &StepId,
+        next: &StepNext,
+        touched: &mut Touched,
+    ) -> Result<(), String> {
+        let i = self.known(id)?;
+        let walking_back = self.rollback.as_ref().is_some_and(|r| r.remaining.contains(&i));
+        let fits = match &self.steps[i].state {
+            StepState::Pending => !undoes(next) && !matches!(next, StepNext::Succeeded),
+            StepState::Queued { purpose: Purpose::Undo, .. } => undoes(next),
+            StepState::Queued { .. } => !undoes(next),
+            StepState::Active | StepState::Asking { .. } => false,
+            StepState::Succeeded
+            | StepState::Failed { .. }
+            | StepState::Skipped { .. }
+            | StepState::Cancelled
+            | StepState::Undone => walking_back && undoes(next),
+        };
+        refuse(!fits, "the step can't move there from where it is")?;
+        self.enter(i, at, next.into(), touched);
+        Ok(())
+    }
+
+    fn step_resolved(
+        &mut self,
+        at: Timestamp,
+        id: &StepId,
+        output: Option<&Arc<serde_json::Value>>,
+        next: &StepNext,
+        touched: &mut Touched,
+    ) -> Result<(), String> {
+        let i = self.known(id)?;
+        let fits = match &self.steps[i].state {
+            StepState::Queued { .. } | StepState::Active | StepState::Asking { .. } => true,
+            StepState::Failed { .. } => self.state == RunState::Running,
+            StepState::Pending
+            | StepState::Succeeded
+            | StepState::Skipped { .. }
+            | StepState::Cancelled
+            | StepState::Undone => false,
+        };
+        refuse(!fits, "nothing is asked of the step")?;
+        let order = self.done_count;
+        let step = Arc::make_mut(&mut self.steps[i]);
+        if let Some(live) = step.attempts.last_mut().filter(|a| a.end.is_none()) {
+            live.end = Some((at, AttemptEnd::Unknown { ended_by: super::event::EndedBy::Person }));
+        }
+        match next {
+            StepNext::Succeeded => {
+                if output.is_some() {
+                    step.output = output.cloned();
+                }
+                if !step.done {
+                    step.done = true;
+                    step.done_order = Some(order);
+                    self.done_count += 1;
+                }
+            }
+            StepNext::Queued { .. } => {
+                step.forgiven_attempts = u32::try_from(step.attempts.len()).unwrap_or(u32::MAX);
+                step.excluded.clear();
+                step.queued_since = None;
+            }
+            StepNext::Undone => step.prepared.clear(),
+            StepNext::Asking { .. } | StepNext::Failed { .. } | StepNext::Skipped { .. } | StepNext::Cancelled => {}
+        }
+        self.enter(i, at, next.into(), touched);
+        Ok(())
+    }
+
+    fn attempt_assigned(
+        &mut self,
+        at: Timestamp,
+        assigned: &AttemptAssigned,
+        touched: &mut Touched,
+    ) -> Result<(), String> {
+        let i = self.known(&assigned.step)?;
+        let StepState::Queued { purpose, .. } = &self.steps[i].state else {
+            return Err("the step does not wait for an agent".into());
+        };
+        refuse(*purpose != assigned.purpose, "the step waits for an agent for another purpose")?;
+        refuse(
+            usize::try_from(assigned.attempt).ok() != Some(self.steps[i].attempts.len() + 1),
+            "the attempt's number is not the next one",
+        )?;
+        let step = Arc::make_mut(&mut self.steps[i]);
+        if step.host.is_none() {
+            step.host.clone_from(&assigned.host);
+        }
+        if assigned.purpose == Purpose::Run {
+            step.output = None;
+        }
+        step.attempts.push(Attempt {
+            purpose: assigned.purpose,
+            agent: assigned.agent.clone(),
+            instance: assigned.instance.clone(),
+            host: assigned.host.clone(),
+            assigned_at: at,
+            dispatch_until: assigned.dispatch_until,
+            ends_by: assigned.ends_by,
+            with: Arc::clone(&assigned.with),
+            undoes: assigned.undoes,
+            lost_at: None,
+            status: None,
+            end: None,
+        });
+        self.enter(i, at, StepState::Active, touched);
+        Ok(())
+    }
+
+    fn attempt_ended(
+        &mut self,
+        at: Timestamp,
+        id: &StepId,
+        attempt: AttemptNumber,
+        end: &AttemptEnd,
+        next: &StepNext,
+        touched: &mut Touched,
+    ) -> Result<(), String> {
+        let (i, n) = self.live(id, attempt)?;
+        let undo = self.steps[i].attempts[n].purpose == Purpose::Undo;
+        let fits = match next {
+            StepNext::Asking { .. } => true,
+            StepNext::Queued { .. } | StepNext::Undone => undoes(next) == undo,
+            StepNext::Succeeded | StepNext::Failed { .. } | StepNext::Skipped { .. } | StepNext::Cancelled => !undo,
+        };
+        refuse(!fits, "the step can't go there after an attempt of this purpose")?;
+        let order = self.done_count;
+        let plan = Arc::clone(&self.plan);
+        let step = Arc::make_mut(&mut self.steps[i]);
+        step.attempts[n].end = Some((at, end.clone()));
+        match end {
+            AttemptEnd::Finished { outcome } => {
+                step.queued_since = None;
+                if let Outcome::Succeeded { output, .. } = outcome {
+                    match step.attempts[n].purpose {
+                        Purpose::Run | Purpose::Probe => {
+                            step.output = Some(Arc::clone(output));
+                            step.done = true;
+                            step.done_order = Some(order);
+                            self.done_count += 1;
+                        }
+                        Purpose::Undo => match step.attempts[n].undoes {
+                            Some(undone) => drop(step.prepared.remove(&undone)),
+                            None => step.prepared.clear(),
+                        },
+                        Purpose::Verify => {}
+                    }
+                }
+            }
+            AttemptEnd::NotStarted { why } => {
+                if step.attempts.iter().all(|a| matches!(a.end, Some((_, AttemptEnd::NotStarted { .. })))) {
+                    step.host = None;
+                }
+                match why {
+                    NotStarted::Refused { .. } => drop(step.excluded.insert(step.attempts[n].instance.clone())),
+                    NotStarted::Busy | NotStarted::Draining | NotStarted::Denied => {}
+                }
+            }
+            AttemptEnd::Unknown { ended_by: _ } => step.queued_since = None,
+        }
+        step.verify_until = match (next, &plan.steps[i].verify) {
+            (StepNext::Queued { purpose: Purpose::Verify, .. }, Some(verify)) => {
+                Some(step.verify_until.unwrap_or_else(|| after(at, verify.within_ms)))
+            }
+            (_, _) => None,
+        };
+        self.enter(i, at, next.into(), touched);
+        Ok(())
+    }
+
+    fn owner_reminded(
+        &mut self,
+        subject: &Subject,
+        next_at: Timestamp,
+        touched: &mut Touched,
+    ) -> Result<(), String> {
+        match subject {
+            Subject::Run => {
+                let pause = self.pause.as_mut().ok_or("the run is not paused")?;
+                pause.remind_at = next_at;
+                touched.run = true;
+                Ok(())
+            }
+            Subject::Step { step } => {
+                let i = self.known(step)?;
+                let wakes = matches!(self.steps[i].state, StepState::Queued { .. } | StepState::Asking { .. });
+                refuse(!wakes, "the step waits neither for an agent nor for a person")?;
+                match &mut self.touch(i, touched).state {
+                    StepState::Queued { wake_at: at, .. } | StepState::Asking { remind_at: at, .. } => *at = next_at,
+                    StepState::Pending
+                    | StepState::Active
+                    | StepState::Succeeded
+                    | StepState::Failed { .. }
+                    | StepState::Skipped { .. }
+                    | StepState::Cancelled
+                    | StepState::Undone => {}
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn milestone(
+        &mut self,
+        at: Timestamp,
+        id: &PhaseId,
+        next: MilestoneState,
+        touched: &mut Touched,
+    ) -> Result<(), String> {
+        let p = self.known_phase(id)?;
+        let was = self.phases[p].milestone.as_ref().ok_or("the phase has no milestone")?.state;
+        let fits = match next {
+            MilestoneState::Pending => false,
+            MilestoneState::AtRisk => was == MilestoneState::Pending,
+            MilestoneState::Missed => matches!(was, MilestoneState::Pending | MilestoneState::AtRisk),
+            MilestoneState::Reached | MilestoneState::ReachedLate => {
+                matches!(was, MilestoneState::Pending | MilestoneState::AtRisk | MilestoneState::Missed)
+            }
+        };
+        refuse(!fits, "the milestone can't go there from where it is")?;
+        if let Some(milestone) = &mut Arc::make_mut(&mut self.phases[p]).milestone {
+            milestone.state = next;
+            milestone.since = at;
+        }
+        touched.phases.push(p);
+        Ok(())
+    }
+
+    fn cancel_requested(&mut self, at: Timestamp, cancel: Cancel, touched: &mut Touched) -> Result<(), String> {
+        let again = match self.state {
+            RunState::Running => false,
+            RunState::Cancelling | RunState::RollingBack => true,
+            RunState::Ended { .. } => return Err("the run has ended".into()),
+        };
+        refuse(again && !cancel.force, "the run is being cancelled or walked back already")?;
+        self.state = RunState::Cancelling;
+        self.pause = None;
+        self.rollback = None;
+        self.cancel = Some(cancel);
+        self.close_open_steps(at, touched);
+        Ok(())
+    }
+
+    /// Nobody could take a step while the run was paused: the wait of each begins again.
+    fn wait_afresh(&mut self, at: Timestamp, touched: &mut Touched) {
+        for i in self.awake.clone() {
+            let timeout_ms = self.plan.steps[i].queue_timeout_ms;
+            let step = Arc::make_mut(&mut self.steps[i]);
+            if let StepState::Queued { wake_at, not_before, .. } = &mut step.state {
+                let since = at.max(*not_before);
+                step.queued_since = Some(since);
+                *wake_at = timeout::queue_wake(since, since, timeout_ms);
+                touched.steps.push(i);
+            }
+        }
+    }
+
+    /// Nothing waits any more: what has not begun is cancelled, questions are moot, what was done stays done.
+    fn close_open_steps(&mut self, at: Timestamp, touched: &mut Touched) {
+        touched.run = true;
+        for i in 0..self.steps.len() {
+            let next = match &self.steps[i].state {
+                StepState::Pending => StepState::Cancelled,
+                StepState::Queued { purpose: Purpose::Verify, .. } if self.steps[i].done => StepState::Succeeded,
+                StepState::Queued { .. } => StepState::Cancelled,
+                StepState::Asking { question, kind, .. } => match kind {
+                    QuestionKind::Failed | QuestionKind::UndoFailed => StepState::Failed { reason: question.clone() },
+                    QuestionKind::NeedsPerson | QuestionKind::MayHaveRun => StepState::Cancelled,
+                },
+                StepState::Active
+                | StepState::Succeeded
+                | StepState::Failed { .. }
+                | StepState::Skipped { .. }
+                | StepState::Cancelled
+                | StepState::Undone => continue,
+            };
+            self.enter(i, at, next, touched);
+        }
+    }
+
+    fn run_ended(&mut self, at: Timestamp, outcome: RunOutcome, reason: &str, touched: &mut Touched) {
+        self.state = RunState::Ended { outcome, reason: reason.to_owned(), at };
+        self.pause = None;
+        self.close_open_steps(at, touched);
+        if outcome != RunOutcome::Succeeded {
+            self.failure.get_or_insert_with(|| reason.to_owned());
+        }
+    }
+
+    fn known(&self, id: &StepId) -> Result<usize, String> {
+        self.step_index(id).ok_or_else(|| format!("the plan has no step {id}"))
+    }
+
+    fn known_phase(&self, id: &PhaseId) -> Result<usize, String> {
+        self.plan.phase_index(id.as_str()).ok_or_else(|| format!("the plan has no phase {id}"))
+    }
+
+    fn active_phase(&mut self, id: &PhaseId, touched: &mut Touched) -> Result<&mut Phase, String> {
+        let p = self.known_phase(id)?;
+        refuse(self.phases[p].state != PhaseState::Active, "the phase is not active")?;
+        touched.phases.push(p);
+        Ok(Arc::make_mut(&mut self.phases[p]))
+    }
+
+    /// Index of the step and of the attempt, which must be its last and not have ended.
+    fn live(&self, id: &StepId, attempt: AttemptNumber) -> Result<(usize, usize), String> {
+        let i = self.known(id)?;
+        let n = self.steps[i].attempts.len();
+        let last = self.steps[i].attempts.last().filter(|a| a.end.is_none());
+        if last.is_some() && usize::try_from(attempt).ok() == Some(n) {
+            Ok((i, n - 1))
+        } else {
+            Err(format!("attempt {attempt} of step {id} is not at work"))
+        }
+    }
+
+    fn on_live(
+        &mut self,
+        id: &StepId,
+        attempt: AttemptNumber,
+        touched: &mut Touched,
+        change: impl FnOnce(&mut Attempt),
+    ) -> Result<(), String> {
+        let (i, n) = self.live(id, attempt)?;
+        change(&mut self.touch(i, touched).attempts[n]);
+        Ok(())
+    }
+
+    fn touch(&mut self, i: usize, touched: &mut Touched) -> &mut Step {
+        touched.steps.push(i);
+        Arc::make_mut(&mut self.steps[i])
+    }
+}
+
+fn new_phase(at: Timestamp, planned: &PlannedPhase) -> Phase {
+    let milestone = planned.milestone.as_ref().map(|name| Milestone {
+        name: name.clone(),
+        state: MilestoneState::Pending,
+        since: at,
+        due_at: planned.deadline_ms.map(|ms| deadline::due_at(at, ms)),
+        at_risk_at: planned.deadline_ms.map(|ms| deadline::at_risk_at(at, ms)),
+    });
+    Phase { state: PhaseState::Pending, since: at, open_steps: planned.steps.len(), gate: None, milestone }
+}
+
+fn new_step(at: Timestamp) -> Step {
+    Step {
+        state: StepState::Pending,
+        since: at,
+        attempts: Vec::new(),
+        output: None,
+        done: false,
+        done_order: None,
+        verify_until: None,
+        host: None,
+        excluded: std::collections::BTreeSet::new(),
+        prepared: std::collections::BTreeMap::new(),
+        forgiven_attempts: 0,
+        queued_since: None,
+    }
+}
+
+fn refuse(wrong: bool, why: &str) -> Result<(), String> {
+    if wrong { Err(why.to_owned()) } else { Ok(()) }
+}
+
+/// Whether this is a place that only the walk back leads to (or a question, which everything can lead to).
+fn undoes(next: &StepNext) -> bool {
+    match next {
+        StepNext::Queued { purpose, .. } => *purpose == Purpose::Undo,
+        StepNext::Asking { kind, .. } => *kind == QuestionKind::UndoFailed,
+        StepNext::Undone => true,
+        StepNext::Succeeded | StepNext::Failed { .. } | StepNext::Skipped { .. } | StepNext::Cancelled => false,
+    }
+}
+
+fn is_open(state: &StepState) -> bool {
+    match state {
+        StepState::Pending | StepState::Queued { .. } | StepState::Active | StepState::Asking { .. } => true,
+        StepState::Succeeded
+        | StepState::Failed { .. }
+        | StepState::Skipped { .. }
+        | StepState::Cancelled
+        | StepState::Undone => false,
+    }
+}
+
+impl From<&StepNext> for StepState {
+    fn from(next: &StepNext) -> Self {
+        match next {
+            StepNext::Queued { purpose, not_before, wake_at, why } => {
+                Self::Queued { purpose: *purpose, not_before: *not_before, wake_at: *wake_at, why: why.clone() }
+            }
+            StepNext::Asking { question, kind, remind_at } => {
+                Self::Asking { question: question.clone(), kind: *kind, remind_at: *remind_at }
+            }
+            StepNext::Succeeded => Self::Succeeded,
+            StepNext::Failed { reason } => Self::Failed { reason: reason.clone() },
+            StepNext::Skipped { reason } => Self::Skipped { reason: reason.clone() },
+            StepNext::Cancelled => Self::Cancelled,
+            StepNext::Undone => Self::Undone,
+        }
+    }
+}
+
+/// The gate's judgement, where the phase has one.
+pub(crate) fn gate_verdict(phase: &Phase) -> Option<GateVerdict> {
+    phase.gate.as_ref().map(|g| g.verdict)
+}

@@ -1,0 +1,290 @@
+//! Where a step goes after an attempt of it has ended. Asked before the end is applied: the attempt is the step's last.
+
+use jiff::Timestamp;
+
+use crate::{
+    ids::AttemptNumber,
+    plan::{OnFailure, PlannedStep, PlannedUndo},
+    policy::{
+        after,
+        lost::{self, AfterLoss},
+        retry, timeout,
+    },
+    run::{
+        Run, eval,
+        event::{AttemptEnd, EndedBy, FailureKind, NotStarted, Outcome, Purpose, QuestionKind, StepNext},
+        state::{RunState, Step},
+    },
+};
+
+/// A step at a moment.
+#[derive(Clone, Copy)]
+pub(super) struct StepAt<'a> {
+    pub(super) run: &'a Run,
+    pub(super) planned: &'a PlannedStep,
+    pub(super) step: &'a Step,
+    pub(super) now: Timestamp,
+}
+
+impl<'a> StepAt<'a> {
+    pub(super) fn new(run: &'a Run, i: usize, now: Timestamp) -> Self {
+        Self { run, planned: &run.plan.steps[i], step: &run.steps[i], now }
+    }
+
+    /// After a report.
+    pub(super) fn finished(&self, purpose: Purpose, outcome: &Outcome) -> StepNext {
+        match purpose {
+            Purpose::Undo => self.undo_finished(outcome),
+            Purpose::Run | Purpose::Probe | Purpose::Verify if self.run.state != RunState::Running => {
+                self.finished_while_stopping(outcome)
+            }
+            Purpose::Run => self.run_finished(outcome),
+            Purpose::Probe => self.probe_finished(outcome),
+            Purpose::Verify => self.verify_finished(outcome),
+        }
+    }
+
+    /// After an end that nobody knows the outcome of.
+    pub(super) fn unknown(&self, purpose: Purpose, ended_by: EndedBy) -> StepNext {
+        let number = self.step.attempts.len();
+        let how = match ended_by {
+            EndedBy::InstanceGone => "its agent's process is gone",
+            EndedBy::Clock => "its time is over and no report has come",
+            EndedBy::Person => "a person says that it has ended",
+        };
+        if self.run.state != RunState::Running && purpose != Purpose::Undo {
+            return if self.step.done { StepNext::Succeeded } else { StepNext::Cancelled };
+        }
+        match purpose {
+            Purpose::Run => {
+                let next = lost::after_lost_run(self.planned.on_lost, self.planned.action.facts);
+                self.after_loss(next, &format!("attempt {number} may have run: {how}"))
+            }
+            Purpose::Probe if self.lost_in_a_row(purpose) < lost::MAX_LOST_LOOKS => {
+                self.queued(purpose, self.now, "the check was lost")
+            }
+            Purpose::Probe => self.ask_may_have_run(&format!("its check (attempt {number}) was lost too: {how}")),
+            Purpose::Verify if self.lost_in_a_row(purpose) < lost::MAX_LOST_LOOKS => {
+                self.queued(purpose, self.now, "the look was lost")
+            }
+            Purpose::Verify => self.try_again(&format!("its verification (attempt {number}) was lost: {how}")),
+            Purpose::Undo => {
+                let again = match (&self.planned.undo, self.lost_in_a_row(purpose) < lost::MAX_LOST_LOOKS) {
+                    (PlannedUndo::Auto, again) => again,
+                    (PlannedUndo::Action { action, .. }, again) => again && action.facts.idempotent,
+                    (PlannedUndo::Irreversible | PlannedUndo::Nothing, _) => false,
+                };
+                if again {
+                    self.queued(purpose, self.now, "the undo was lost")
+                } else {
+                    self.ask(QuestionKind::UndoFailed, format!("undo (attempt {number}) may have run: {how}"))
+                }
+            }
+        }
+    }
+
+    /// After a denial: it never started, and does not count.
+    pub(super) fn not_started(&self, purpose: Purpose, why: &NotStarted) -> StepNext {
+        if self.run.state != RunState::Running && purpose != Purpose::Undo {
+            return if self.step.done { StepNext::Succeeded } else { StepNext::Cancelled };
+        }
+        let instance = self.step.attempts.last().map_or("", |a| a.instance.as_str());
+        let soon = after(self.now, retry::BUSY_BACKOFF_MS);
+        match why {
+            NotStarted::Busy => self.queued(purpose, soon, &format!("instance {instance} was busy")),
+            NotStarted::Draining => self.queued(purpose, soon, &format!("instance {instance} takes nothing new")),
+            NotStarted::Refused { why } => {
+                self.queued(purpose, self.now, &format!("instance {instance} refused it: {why}"))
+            }
+            NotStarted::Denied => self.queued(purpose, self.now, &format!("instance {instance} never had it")),
+        }
+    }
+
+    /// The step waits for an agent.
+    pub(super) fn queued(&self, purpose: Purpose, not_before: Timestamp, why: &str) -> StepNext {
+        let since = self.step.queued_since.unwrap_or(not_before);
+        let wake_at = timeout::queue_wake(not_before, since, self.planned.queue_timeout_ms).max(not_before);
+        StepNext::Queued { purpose, not_before, wake_at, why: why.to_owned() }
+    }
+
+    /// The step waits for an agent, as if it had not waited before.
+    pub(super) fn queued_afresh(&self, purpose: Purpose) -> StepNext {
+        let wake_at = timeout::queue_wake(self.now, self.now, self.planned.queue_timeout_ms);
+        StepNext::Queued { purpose, not_before: self.now, wake_at, why: String::new() }
+    }
+
+    /// The step waits for a person.
+    pub(super) fn ask(&self, kind: QuestionKind, question: String) -> StepNext {
+        StepNext::Asking { question, kind, remind_at: timeout::remind_at(self.now) }
+    }
+
+    /// The step has failed, and no try is left.
+    pub(super) fn failed_for_good(&self, reason: &str) -> StepNext {
+        match self.planned.on_failure {
+            OnFailure::Pause => self.ask(QuestionKind::Failed, reason.to_owned()),
+            OnFailure::Undo | OnFailure::Continue => StepNext::Failed { reason: reason.to_owned() },
+        }
+    }
+
+    /// Done: a second look where the playbook wants one.
+    fn done(&self) -> StepNext {
+        match &self.planned.verify {
+            Some(_) => self.queued(Purpose::Verify, self.now, ""),
+            None => StepNext::Succeeded,
+        }
+    }
+
+    fn run_finished(&self, outcome: &Outcome) -> StepNext {
+        match outcome {
+            Outcome::Succeeded { .. } => self.done(),
+            Outcome::NotSatisfied { diff } => {
+                self.try_again(&format!("the action ended without the wanted state: {diff}"))
+            }
+            Outcome::Failed { kind: FailureKind::Retry, message, .. } => self.try_again(message),
+            Outcome::Failed { kind: FailureKind::Permanent, message, .. } => self.failed_for_good(message),
+            Outcome::Failed { kind: FailureKind::NeedsPerson, message, .. } => {
+                self.ask(QuestionKind::NeedsPerson, message.clone())
+            }
+            Outcome::Cancelled { may_have_changed } => {
+                if *may_have_changed && !self.planned.action.facts.idempotent {
+                    self.ask_may_have_run("its agent stopped it on the way")
+                } else {
+                    self.try_again("its agent stopped it on the way")
+                }
+            }
+        }
+    }
+
+    fn probe_finished(&self, outcome: &Outcome) -> StepNext {
+        match outcome {
+            Outcome::Succeeded { .. } => self.done(),
+            Outcome::NotSatisfied { diff } => {
+                let next = lost::after_unsatisfied_probe(self.planned.action.facts);
+                self.after_loss(next, &format!("a lost attempt did not reach the wanted state: {diff}"))
+            }
+            Outcome::Failed { message, .. } => self.ask_may_have_run(&format!("its check failed: {message}")),
+            Outcome::Cancelled { .. } => self.ask_may_have_run("its check was stopped"),
+        }
+    }
+
+    fn verify_finished(&self, outcome: &Outcome) -> StepNext {
+        match outcome {
+            Outcome::Succeeded { output, .. } => {
+                let expect = self.planned.verify.as_ref().map_or(&[][..], |v| &v.expect);
+                let unmet = expect.iter().find_map(|e| match eval::holds(self.run, e, Some(output)) {
+                    Ok(true) => None,
+                    Ok(false) => Some(format!("`{e}` does not hold")),
+                    Err(error) => Some(format!("`{e}` can't be judged: {error}")),
+                });
+                unmet.map_or(StepNext::Succeeded, |why| self.look_again(&why))
+            }
+            Outcome::NotSatisfied { diff } => self.look_again(diff),
+            Outcome::Failed { kind: FailureKind::NeedsPerson, message, .. } => {
+                self.ask(QuestionKind::NeedsPerson, message.clone())
+            }
+            Outcome::Failed { kind: FailureKind::Retry | FailureKind::Permanent, message, .. } => {
+                self.look_again(message)
+            }
+            Outcome::Cancelled { .. } => self.look_again("the look was stopped"),
+        }
+    }
+
+    fn look_again(&self, why: &str) -> StepNext {
+        let every = self.planned.verify.as_ref().map_or(0, |v| v.every_ms.max(1));
+        let at = after(self.now, every);
+        match self.step.verify_until {
+            Some(until) if at <= until => self.queued(Purpose::Verify, at, why),
+            Some(_) | None => self.try_again(&format!("verification: {why}")),
+        }
+    }
+
+    fn undo_finished(&self, outcome: &Outcome) -> StepNext {
+        let number = self.step.attempts.len();
+        match outcome {
+            Outcome::Succeeded { .. } => {
+                let undoes = self.step.attempts.last().and_then(|a| a.undoes);
+                if undoes.is_some() && self.step.prepared.keys().any(|k| Some(*k) != undoes) {
+                    self.queued(Purpose::Undo, self.now, "an earlier attempt is to be undone too")
+                } else {
+                    StepNext::Undone
+                }
+            }
+            Outcome::Failed { kind: FailureKind::Retry, message, .. } => {
+                match self.next_try(Purpose::Undo) {
+                    Some(at) => self.queued(Purpose::Undo, at, message),
+                    None => self.ask(QuestionKind::UndoFailed, format!("undo failed: {message}")),
+                }
+            }
+            Outcome::Failed { kind: FailureKind::Permanent | FailureKind::NeedsPerson, message, .. } => {
+                self.ask(QuestionKind::UndoFailed, format!("undo failed: {message}"))
+            }
+            Outcome::NotSatisfied { diff } => {
+                self.ask(QuestionKind::UndoFailed, format!("undo (attempt {number}) did not reach the old state: {diff}"))
+            }
+            Outcome::Cancelled { .. } => {
+                self.ask(QuestionKind::UndoFailed, format!("undo (attempt {number}) was stopped on the way"))
+            }
+        }
+    }
+
+    /// The run is over but for this: what is done is done, and nothing is tried again.
+    fn finished_while_stopping(&self, outcome: &Outcome) -> StepNext {
+        match outcome {
+            Outcome::Succeeded { .. } => StepNext::Succeeded,
+            Outcome::NotSatisfied { .. } | Outcome::Failed { .. } | Outcome::Cancelled { .. } if self.step.done => {
+                StepNext::Succeeded
+            }
+            Outcome::Failed { message, .. } => StepNext::Failed { reason: message.clone() },
+            Outcome::NotSatisfied { .. } | Outcome::Cancelled { .. } => StepNext::Cancelled,
+        }
+    }
+
+    fn after_loss(&self, next: AfterLoss, why: &str) -> StepNext {
+        match next {
+            AfterLoss::Probe => self.queued(Purpose::Probe, self.now, why),
+            AfterLoss::RunAgain => self.try_again(why),
+            AfterLoss::Ask => self.ask_may_have_run(why),
+        }
+    }
+
+    fn ask_may_have_run(&self, why: &str) -> StepNext {
+        let question = format!("{why}. Look at what it did: has {} been done?", self.planned.id);
+        self.ask(QuestionKind::MayHaveRun, question)
+    }
+
+    /// Another run attempt, while the policy has one.
+    fn try_again(&self, why: &str) -> StepNext {
+        match self.next_try(Purpose::Run) {
+            Some(at) => self.queued(Purpose::Run, at, why),
+            None => self.failed_for_good(why),
+        }
+    }
+
+    fn next_try(&self, purpose: Purpose) -> Option<Timestamp> {
+        let forgiven = usize::try_from(self.step.forgiven_attempts).unwrap_or(usize::MAX);
+        let undoes = self.step.attempts.last().and_then(|a| a.undoes);
+        let mut counted = self.step.attempts.iter().skip(forgiven).filter(|a| {
+            a.purpose == purpose
+                && !matches!(a.end, Some((_, AttemptEnd::NotStarted { .. })))
+                && (purpose != Purpose::Undo || a.undoes == undoes)
+        });
+        let first = counted.next();
+        let count = u32::try_from(counted.count()).unwrap_or(u32::MAX).saturating_add(u32::from(first.is_some()));
+        let number = AttemptNumber::try_from(self.step.attempts.len()).unwrap_or(AttemptNumber::MAX);
+        let seed = retry::seed(self.run.id.as_str(), self.planned.id.as_str(), number);
+        retry::next_try(&self.planned.retry, count, first.map(|a| a.assigned_at), self.now, seed)
+    }
+
+    /// How many attempts of this purpose, the live one included, were lost without one of another purpose between.
+    fn lost_in_a_row(&self, purpose: Purpose) -> u32 {
+        let lost = self.step.attempts.iter().rev().take_while(|a| {
+            a.purpose == purpose
+                && match &a.end {
+                    None | Some((_, AttemptEnd::Unknown { .. } | AttemptEnd::NotStarted { .. })) => true,
+                    Some((_, AttemptEnd::Finished { .. })) => false,
+                }
+        });
+        u32::try_from(lost.filter(|a| !matches!(a.end, Some((_, AttemptEnd::NotStarted { .. })))).count())
+            .unwrap_or(u32::MAX)
+    }
+}

@@ -1,0 +1,167 @@
+//! What people decide.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::{next::StepAt, run_state, step_state};
+use crate::{
+    ids::StepId,
+    plan::OnCancel,
+    policy::timeout,
+    run::{
+        Event, Rejection, Resolution, Run,
+        event::{Purpose, QuestionKind, StepNext},
+        state::{PhaseState, RunState, StepState},
+    },
+};
+
+/// A person's answer about a step.
+pub(super) struct Answer<'a> {
+    pub(super) resolution: Resolution,
+    pub(super) reason: &'a str,
+    pub(super) output: Option<&'a Arc<Value>>,
+}
+
+pub(super) fn cancel(run: &Run, reason: &str, force: bool) -> Result<Vec<Event>, Rejection> {
+    let forced_already = run.cancel.as_ref().is_some_and(|c| c.force);
+    match run.state {
+        RunState::Ended { .. } => Err(Rejection::RunEnded),
+        RunState::Cancelling | RunState::RollingBack if !force || forced_already => {
+            Err(Rejection::Forbidden { what: "cancelling without force", state: run_state(run) })
+        }
+        RunState::Running | RunState::Cancelling | RunState::RollingBack => {
+            let undo = !force && run.plan.on_cancel == OnCancel::Undo;
+            Ok(vec![Event::CancelRequested { reason: reason.to_owned(), undo, force }])
+        }
+    }
+}
+
+pub(super) fn pause(run: &Run, reason: &str, now: Timestamp) -> Result<Vec<Event>, Rejection> {
+    if run.has_ended() {
+        return Err(Rejection::RunEnded);
+    }
+    if run.pause.is_some() {
+        return Err(Rejection::Forbidden { what: "pausing", state: run_state(run) });
+    }
+    Ok(vec![Event::RunPaused { reason: reason.to_owned(), question: None, remind_at: timeout::remind_at(now) }])
+}
+
+/// Ends a pause, and tries again the steps whose policy was to pause.
+pub(super) fn resume(run: &Run, reason: &str, now: Timestamp) -> Result<Vec<Event>, Rejection> {
+    if run.has_ended() {
+        return Err(Rejection::RunEnded);
+    }
+    let mut events = Vec::new();
+    if run.pause.is_some() {
+        events.push(Event::RunResumed { reason: reason.to_owned() });
+    }
+    for i in &run.awake {
+        if matches!(run.steps[*i].state, StepState::Asking { kind: QuestionKind::Failed, .. }) {
+            events.push(again(run, *i, Purpose::Run, reason, now));
+        }
+    }
+    if events.is_empty() {
+        return Err(Rejection::Forbidden { what: "resuming", state: run_state(run) });
+    }
+    Ok(events)
+}
+
+pub(super) fn retry(run: &Run, id: &StepId, reason: &str, now: Timestamp) -> Result<Vec<Event>, Rejection> {
+    let i = known(run, id)?;
+    match &run.steps[i].state {
+        StepState::Asking { kind: QuestionKind::UndoFailed, .. } => Ok(vec![again(run, i, Purpose::Undo, reason, now)]),
+        StepState::Asking { .. } => Ok(vec![again(run, i, Purpose::Run, reason, now)]),
+        StepState::Failed { .. } if may_go_on(run, i) => Ok(vec![again(run, i, Purpose::Run, reason, now)]),
+        StepState::Failed { .. } => Err(Rejection::Forbidden {
+            what: "retrying the step",
+            state: format!("{}, and the step's phase is over", run_state(run)),
+        }),
+        StepState::Pending
+        | StepState::Queued { .. }
+        | StepState::Active
+        | StepState::Succeeded
+        | StepState::Skipped { .. }
+        | StepState::Cancelled
+        | StepState::Undone => Err(forbidden(run, i, "retrying the step")),
+    }
+}
+
+pub(super) fn resolve(
+    run: &Run,
+    id: &StepId,
+    answer: &Answer<'_>,
+    now: Timestamp,
+) -> Result<Vec<Event>, Rejection> {
+    let i = known(run, id)?;
+    let step = &run.steps[i];
+    let purpose = match &step.state {
+        StepState::Queued { purpose, .. } => *purpose,
+        StepState::Asking { kind: QuestionKind::UndoFailed, .. } => Purpose::Undo,
+        StepState::Asking { .. } => Purpose::Run,
+        StepState::Active if word_counts(run, i, now) => match step.live_attempt() {
+            Some((_, attempt)) if attempt.purpose == Purpose::Undo => Purpose::Undo,
+            Some(_) | None => Purpose::Run,
+        },
+        StepState::Failed { .. } if answer.resolution == Resolution::Retry => return retry(run, id, answer.reason, now),
+        StepState::Active
+        | StepState::Failed { .. }
+        | StepState::Pending
+        | StepState::Succeeded
+        | StepState::Skipped { .. }
+        | StepState::Cancelled
+        | StepState::Undone => return Err(forbidden(run, i, "resolving the step")),
+    };
+    let undoing = purpose == Purpose::Undo;
+    let reason = || answer.reason.to_owned();
+    let next = match answer.resolution {
+        Resolution::Retry if !undoing && run.state != RunState::Running => {
+            return Err(Rejection::Forbidden { what: "retrying the step", state: run_state(run) });
+        }
+        Resolution::Retry => return Ok(vec![again(run, i, purpose, answer.reason, now)]),
+        Resolution::Succeeded if undoing => StepNext::Undone,
+        Resolution::Succeeded => StepNext::Succeeded,
+        Resolution::Skip if undoing && step.done => StepNext::Succeeded,
+        Resolution::Skip if undoing => StepNext::Failed { reason: reason() },
+        Resolution::Skip => StepNext::Skipped { reason: reason() },
+        Resolution::Failed => StepNext::Failed { reason: reason() },
+    };
+    Ok(vec![resolved(id, answer, next)])
+}
+
+/// Whether a person may say how an unconfirmed attempt has ended: its instance is lost, or its time is over.
+fn word_counts(run: &Run, i: usize, now: Timestamp) -> bool {
+    run.steps[i].live_attempt().is_some_and(|(_, attempt)| {
+        attempt.lost_at.is_some() || timeout::ends_by(attempt.dispatch_until, run.plan.steps[i].timeout_ms) <= now
+    })
+}
+
+fn again(run: &Run, i: usize, purpose: Purpose, reason: &str, now: Timestamp) -> Event {
+    let at = StepAt::new(run, i, now);
+    let answer = Answer { resolution: Resolution::Retry, reason, output: None };
+    resolved(&at.planned.id, &answer, at.queued_afresh(purpose))
+}
+
+fn resolved(id: &StepId, answer: &Answer<'_>, next: StepNext) -> Event {
+    Event::StepResolved {
+        step: id.clone(),
+        resolution: answer.resolution,
+        reason: answer.reason.to_owned(),
+        output: answer.output.cloned(),
+        next,
+    }
+}
+
+fn known(run: &Run, id: &StepId) -> Result<usize, Rejection> {
+    let i = run.step_index(id).ok_or_else(|| Rejection::UnknownStep(id.clone()))?;
+    if run.has_ended() { Err(Rejection::RunEnded) } else { Ok(i) }
+}
+
+fn may_go_on(run: &Run, i: usize) -> bool {
+    run.state == RunState::Running && run.phases[run.plan.steps[i].phase].state == PhaseState::Active
+}
+
+fn forbidden(run: &Run, i: usize, what: &'static str) -> Rejection {
+    Rejection::Forbidden { what, state: step_state(run, i) }
+}

@@ -1,0 +1,310 @@
+//! What follows from what has changed: readiness, skips, gates, the ends of phases, the walk back, the end of the run.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::next::StepAt;
+use crate::{
+    plan::{OnFailure, PlannedGate},
+    policy::{gate, timeout},
+    run::{
+        Event, Run, Touched, eval,
+        event::{
+            Criterion, GateVerdict, PhaseOutcome, Purpose, QuestionKind, RunOutcome, StepNext,
+        },
+        state::{Cancel, PhaseState, RunState, StepState},
+        undo::{self, Need},
+    },
+};
+
+/// The next events that follow; none: the run is at rest.
+pub(super) fn consequences(run: &Run, fresh: &Touched, now: Timestamp) -> Vec<Event> {
+    match &run.state {
+        RunState::Running => running(run, fresh, now),
+        RunState::Cancelling => cancelling(run),
+        RunState::RollingBack => rolling_back(run, now),
+        RunState::Ended { .. } => Vec::new(),
+    }
+}
+
+fn running(run: &Run, fresh: &Touched, now: Timestamp) -> Vec<Event> {
+    let failed = fresh.steps.iter().find_map(|i| match &run.steps[*i].state {
+        StepState::Failed { reason } => Some((*i, reason)).filter(|(i, _)| decides_the_run(run, *i)),
+        StepState::Pending
+        | StepState::Queued { .. }
+        | StepState::Active
+        | StepState::Asking { .. }
+        | StepState::Succeeded
+        | StepState::Skipped { .. }
+        | StepState::Cancelled
+        | StepState::Undone => None,
+    });
+    if let Some((i, reason)) = failed {
+        return give_up(run, &format!("step {} failed: {reason}", run.plan.steps[i].id));
+    }
+    let skipped = skip_dependents(run, fresh);
+    if !skipped.is_empty() {
+        return skipped;
+    }
+    let judged = judge_conditions(run, fresh, now);
+    if !judged.is_empty() {
+        return judged;
+    }
+    if run.pause.is_some() {
+        return Vec::new();
+    }
+    match run.phases.iter().position(|p| p.state == PhaseState::Active) {
+        Some(p) if run.phases[p].open_steps > 0 => Vec::new(),
+        Some(p) => end_phase(run, p, now),
+        None => match run.phases.iter().position(|p| p.state == PhaseState::Pending) {
+            Some(p) => begin_phase(run, p, now),
+            None => vec![end_of_run(run)],
+        },
+    }
+}
+
+fn decides_the_run(run: &Run, i: usize) -> bool {
+    match run.plan.steps[i].on_failure {
+        OnFailure::Undo => true,
+        OnFailure::Pause | OnFailure::Continue => false,
+    }
+}
+
+/// The active phase has failed, and the walk back is wanted.
+fn give_up(run: &Run, reason: &str) -> Vec<Event> {
+    let active = run.phases.iter().zip(&run.plan.phases).find(|(p, _)| p.state == PhaseState::Active);
+    let ended = active.map(|(_, p)| Event::PhaseEnded { phase: p.id.clone(), outcome: PhaseOutcome::Failed });
+    ended.into_iter().chain([Event::RollbackRequested { reason: reason.to_owned() }]).collect()
+}
+
+/// Everything behind a step that has failed and does not stop the run; the farthest first, so that nothing becomes ready
+/// because what it needs was skipped.
+fn skip_dependents(run: &Run, fresh: &Touched) -> Vec<Event> {
+    let index = run.index.of(&run.plan);
+    let mut behind = std::collections::BTreeMap::new();
+    for failed in fresh.steps.iter().filter(|i| matches!(run.steps[**i].state, StepState::Failed { .. })) {
+        let mut open = vec![*failed];
+        while let Some(i) = open.pop() {
+            for d in index.dependents(i) {
+                if run.steps[*d].state == StepState::Pending && behind.insert(*d, *failed).is_none() {
+                    open.push(*d);
+                }
+            }
+        }
+    }
+    let skip = |(i, failed): (usize, usize)| {
+        let reason = format!("it needs {}, which failed", run.plan.steps[failed].id);
+        Event::StepMoved { step: run.plan.steps[i].id.clone(), next: StepNext::Skipped { reason } }
+    };
+    behind.into_iter().rev().map(skip).collect()
+}
+
+/// The steps that wait for nothing but a look at their `when`.
+fn judge_conditions(run: &Run, fresh: &Touched, now: Timestamp) -> Vec<Event> {
+    let index = run.index.of(&run.plan);
+    let begun = fresh.phases.iter().filter(|p| run.phases[**p].state == PhaseState::Active);
+    let mut candidates: Vec<usize> = begun.flat_map(|p| run.plan.phases[*p].steps.iter().copied()).collect();
+    for i in &fresh.steps {
+        if matches!(run.steps[*i].state, StepState::Succeeded | StepState::Skipped { .. }) {
+            candidates.extend(index.dependents(*i));
+        }
+    }
+    candidates.retain(|i| run.plan.steps[*i].when.is_some() && run.is_ready(*i, &run.plan.steps[*i]));
+    candidates.sort_unstable();
+    candidates.dedup();
+    let judge = |i: usize| {
+        let at = StepAt::new(run, i, now);
+        let when = at.planned.when.as_deref().unwrap_or_default();
+        let next = match eval::holds(run, when, None) {
+            Ok(true) => at.queued(Purpose::Run, now, ""),
+            Ok(false) => StepNext::Skipped { reason: format!("`{when}` does not hold") },
+            Err(error) => at.failed_for_good(&format!("`{when}` can't be judged: {error}")),
+        };
+        Event::StepMoved { step: at.planned.id.clone(), next }
+    };
+    candidates.into_iter().map(judge).collect()
+}
+
+fn begin_phase(run: &Run, p: usize, now: Timestamp) -> Vec<Event> {
+    let planned = &run.plan.phases[p];
+    let phase = planned.id.clone();
+    let holds = planned.when.as_deref().map_or(Ok(true), |when| eval::holds(run, when, None));
+    match holds {
+        Ok(true) => vec![Event::PhaseStarted { phase }],
+        Ok(false) => vec![Event::PhaseEnded { phase, outcome: PhaseOutcome::Skipped }],
+        Err(error) => vec![pause_with_question(
+            format!("whether phase {phase} is to be run can't be judged: {error}"),
+            format!("resume to judge `when` of phase {phase} again, or cancel the run"),
+            now,
+        )],
+    }
+}
+
+/// All its steps are over: its gate is judged, and the phase ends.
+fn end_phase(run: &Run, p: usize, now: Timestamp) -> Vec<Event> {
+    let planned = &run.plan.phases[p];
+    let phase = || planned.id.clone();
+    let mut events = Vec::with_capacity(2);
+    if let Some(gate) = &planned.gate {
+        let (verdict, criteria) = judge_gate(run, gate);
+        let found = describe(&criteria, &gate.failure_condition);
+        events.push(Event::GateJudged { phase: phase(), verdict, criteria });
+        match verdict {
+            GateVerdict::Passed => {}
+            GateVerdict::Failed => {
+                events.extend(give_up(run, &format!("the gate of phase {} failed: {found}", planned.id)));
+                return events;
+            }
+            GateVerdict::Inconclusive => {
+                events.push(pause_with_question(
+                    format!("the gate of phase {} is inconclusive: {found}", planned.id),
+                    format!("resume to judge the gate of phase {} again, or cancel the run", planned.id),
+                    now,
+                ));
+                return events;
+            }
+        }
+    }
+    if planned.steps.iter().any(|i| matches!(run.steps[*i].state, StepState::Failed { .. })) {
+        events.push(Event::PhaseEnded { phase: phase(), outcome: PhaseOutcome::Failed });
+        return events;
+    }
+    events.push(Event::PhaseEnded { phase: phase(), outcome: PhaseOutcome::Completed });
+    if let Some(milestone) = &run.phases[p].milestone {
+        let late = milestone.due_at.is_some_and(|due| now > due);
+        events.push(Event::MilestoneReached { phase: phase(), late });
+    }
+    events
+}
+
+fn judge_gate(run: &Run, planned: &PlannedGate) -> (GateVerdict, Vec<Criterion>) {
+    let judge = |expression: &String| {
+        let (value, error) = match eval::holds(run, expression, None) {
+            Ok(value) => (Some(value), String::new()),
+            Err(error) => (None, error),
+        };
+        Criterion { expression: expression.clone(), value, error }
+    };
+    let mut success: Vec<_> = planned.success_condition.iter().map(judge).collect();
+    let failure: Vec<_> = planned.failure_condition.iter().map(judge).collect();
+    let verdict = gate::judge(&success, &failure);
+    success.extend(failure);
+    (verdict, success)
+}
+
+/// The criteria that are not as they should be.
+fn describe(criteria: &[Criterion], failure_conditions: &[String]) -> String {
+    let first_failure = criteria.len() - failure_conditions.len().min(criteria.len());
+    let wrong = criteria.iter().enumerate().filter_map(|(n, c)| match c.value {
+        None => Some(format!("`{}` can't be judged: {}", c.expression, c.error)),
+        Some(value) if value == (n >= first_failure) => Some(format!("`{}` is {value}", c.expression)),
+        Some(_) => None,
+    });
+    wrong.collect::<Vec<_>>().join("; ")
+}
+
+fn pause_with_question(reason: String, question: String, now: Timestamp) -> Event {
+    Event::RunPaused { reason, question: Some(question), remind_at: timeout::remind_at(now) }
+}
+
+fn end_of_run(run: &Run) -> Event {
+    let failed = run.steps.iter().zip(&run.plan.steps).find_map(|(s, planned)| match &s.state {
+        StepState::Failed { reason } => Some(format!("step {} failed: {reason}", planned.id)),
+        StepState::Pending
+        | StepState::Queued { .. }
+        | StepState::Active
+        | StepState::Asking { .. }
+        | StepState::Succeeded
+        | StepState::Skipped { .. }
+        | StepState::Cancelled
+        | StepState::Undone => None,
+    });
+    let (outputs, errors) = outputs(run);
+    let (outcome, mut reason) = match failed {
+        Some(reason) => (RunOutcome::Failed, reason),
+        None => (RunOutcome::Succeeded, "every phase is over".to_owned()),
+    };
+    for error in errors {
+        reason.push_str("; ");
+        reason.push_str(&error);
+    }
+    Event::RunEnded { outcome, reason, outputs }
+}
+
+fn outputs(run: &Run) -> (Option<Arc<Value>>, Vec<String>) {
+    if run.plan.outputs.is_empty() {
+        return (None, Vec::new());
+    }
+    let (mut outputs, mut errors) = (serde_json::Map::new(), Vec::new());
+    for (name, expression) in &run.plan.outputs {
+        match eval::value(run, expression) {
+            Ok(value) => drop(outputs.insert(name.clone(), value)),
+            Err(error) => errors.push(format!("output {name} has no value: {error}")),
+        }
+    }
+    (Some(Arc::new(Value::Object(outputs))), errors)
+}
+
+fn cancelling(run: &Run) -> Vec<Event> {
+    let Some(cancel) = &run.cancel else { return Vec::new() };
+    let live: Vec<_> = run.live_steps().map(|i| run.plan.steps[i].id.as_str()).collect();
+    if cancel.force {
+        return vec![cancelled(cancel, &live)];
+    }
+    if !live.is_empty() {
+        return Vec::new();
+    }
+    if cancel.undo && let Some(walk) = begin_walk_back(run, &format!("cancelled: {}", cancel.reason)) {
+        return vec![walk];
+    }
+    vec![cancelled(cancel, &[])]
+}
+
+fn cancelled(cancel: &Cancel, may_still_run: &[&str]) -> Event {
+    let mut reason = cancel.reason.clone();
+    if !may_still_run.is_empty() {
+        reason = format!("{reason} (forced; may still run: {})", may_still_run.join(", "));
+    }
+    Event::RunEnded { outcome: RunOutcome::Cancelled, reason, outputs: None }
+}
+
+fn rolling_back(run: &Run, now: Timestamp) -> Vec<Event> {
+    let reason = || run.failure.clone().unwrap_or_else(|| "something failed".to_owned());
+    let Some(rollback) = &run.rollback else {
+        if run.live_steps().next().is_some() {
+            return Vec::new();
+        }
+        return vec![begin_walk_back(run, &reason()).unwrap_or_else(|| Event::RunEnded {
+            outcome: RunOutcome::Failed,
+            reason: reason(),
+            outputs: None,
+        })];
+    };
+    let Some(i) = rollback.remaining.first().copied() else {
+        return vec![match &run.cancel {
+            Some(cancel) => cancelled(cancel, &[]),
+            None => Event::RunEnded { outcome: RunOutcome::Failed, reason: reason(), outputs: None },
+        }];
+    };
+    if run.awake.contains(&i) {
+        return Vec::new();
+    }
+    let at = StepAt::new(run, i, now);
+    let next = match undo::need(at.step, at.planned) {
+        Need::Ask => at.ask(
+            QuestionKind::UndoFailed,
+            format!("nobody knows whether {} has run: is it to be undone?", at.planned.id),
+        ),
+        Need::Undo | Need::Nothing | Need::Irreversible => at.queued(Purpose::Undo, now, ""),
+    };
+    vec![Event::StepMoved { step: at.planned.id.clone(), next }]
+}
+
+/// None: there is nothing to take back.
+fn begin_walk_back(run: &Run, reason: &str) -> Option<Event> {
+    let (steps, irreversible) = undo::plan(run);
+    let anything = !steps.is_empty() || !irreversible.is_empty();
+    anything.then(|| Event::RollbackStarted { reason: reason.to_owned(), steps, irreversible })
+}

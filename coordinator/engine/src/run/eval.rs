@@ -1,0 +1,43 @@
+//! Expressions and templates over a run.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::{Run, state::StepState};
+use crate::playbook::{Outputs, Scope, expr, render};
+
+impl Outputs for Run {
+    /// Of a step that has succeeded, or is being verified.
+    fn output(&self, step: &str) -> Option<&Value> {
+        let step = self.index.of(&self.plan).step(step).and_then(|i| self.steps.get(i))?;
+        match &step.state {
+            StepState::Succeeded | StepState::Active | StepState::Queued { .. } => step.output.as_deref(),
+            StepState::Pending
+            | StepState::Asking { .. }
+            | StepState::Failed { .. }
+            | StepState::Skipped { .. }
+            | StepState::Cancelled
+            | StepState::Undone => None,
+        }
+    }
+}
+
+/// Whether a condition holds; an error says why that can't be told.
+pub(crate) fn holds(run: &Run, expression: &str, output: Option<&Value>) -> Result<bool, String> {
+    expr::eval_bool(expression, &scope(run, output)).map_err(|e| e.to_string())
+}
+
+/// The value of an expression.
+pub(crate) fn value(run: &Run, expression: &str) -> Result<Value, String> {
+    expr::eval_value(expression, &scope(run, None)).map_err(|e| e.to_string())
+}
+
+/// Parameters with their templates filled in.
+pub(crate) fn rendered(run: &Run, with: &Value) -> Result<Arc<Value>, String> {
+    render::render(with, &scope(run, None)).map(|v| Arc::new(v.into_owned())).map_err(|e| e.to_string())
+}
+
+fn scope<'a>(run: &'a Run, output: Option<&'a Value>) -> Scope<'a> {
+    Scope { inputs: &run.plan.inputs, steps: run, output, run: run.id.as_str() }
+}

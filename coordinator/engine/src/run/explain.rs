@@ -1,0 +1,238 @@
+//! What a run waits for, on whom, since when, and what happens next, for people.
+
+use std::fmt;
+
+use jiff::Timestamp;
+
+use super::{
+    Run,
+    event::{GateVerdict, Purpose, QuestionKind},
+    state::{MilestoneState, PhaseState, RunState, StepState},
+};
+use crate::{
+    ids::{PhaseId, StepId},
+    policy::timeout,
+};
+
+/// One thing that a run waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// What waits.
+    pub subject: WaitingSubject,
+    /// For what.
+    pub waits_for: String,
+    /// Who can end it.
+    pub on_whom: String,
+    /// Since when.
+    pub since: Timestamp,
+    /// What happens by itself, if nothing else does.
+    pub next_action: String,
+    /// When that is.
+    pub next_at: Option<Timestamp>,
+    /// What a person can do.
+    pub hint: String,
+}
+
+/// What waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WaitingSubject {
+    /// The run itself.
+    Run,
+    /// A milestone of a phase.
+    Milestone(PhaseId),
+    /// The gate of a phase.
+    Gate(PhaseId),
+    /// A step.
+    Step(StepId),
+}
+
+impl fmt::Display for WaitingSubject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Run => f.write_str("run"),
+            Self::Milestone(phase) => write!(f, "milestone of phase {phase}"),
+            Self::Gate(phase) => write!(f, "gate of phase {phase}"),
+            Self::Step(step) => write!(f, "step {step}"),
+        }
+    }
+}
+
+impl Run {
+    /// Everything the run waits for, the most urgent first: what waits for people, then what is at work, then deadlines. Empty
+    /// only when the run has ended. Whether an agent is there that could take a queued step is not known here.
+    pub fn explain(&self, now: Timestamp) -> Vec<Waiting> {
+        if self.has_ended() {
+            return Vec::new();
+        }
+        let mut all: Vec<Waiting> = self.explain_pause().into_iter().collect();
+        let (asking, other): (Vec<usize>, Vec<usize>) =
+            self.awake.iter().partition(|i| matches!(self.steps[**i].state, StepState::Asking { .. }));
+        all.extend(asking.into_iter().chain(other).filter_map(|i| self.explain_step(i, now)));
+        all.extend((0..self.phases.len()).filter_map(|p| self.explain_milestone(p)));
+        all
+    }
+
+    fn explain_pause(&self) -> Option<Waiting> {
+        let pause = self.pause.as_ref()?;
+        let gate = self.phases.iter().position(|p| {
+            p.state == PhaseState::Active
+                && p.gate.as_ref().is_some_and(|g| g.verdict == GateVerdict::Inconclusive)
+                && pause.question.is_some()
+        });
+        Some(Waiting {
+            subject: gate.map_or(WaitingSubject::Run, |p| WaitingSubject::Gate(self.plan.phases[p].id.clone())),
+            waits_for: pause.reason.clone(),
+            on_whom: self.plan.owner.clone(),
+            since: pause.since,
+            next_action: "the owner is reminded".to_owned(),
+            next_at: Some(pause.remind_at),
+            hint: pause.question.clone().unwrap_or_else(|| "resume the run, or cancel it".to_owned()),
+        })
+    }
+
+    fn explain_step(&self, i: usize, now: Timestamp) -> Option<Waiting> {
+        let (step, planned) = (&self.steps[i], &self.plan.steps[i]);
+        let subject = WaitingSubject::Step(planned.id.clone());
+        match &step.state {
+            StepState::Queued { .. } => Some(self.explain_queued(i, now)),
+            StepState::Active => self.explain_active(i, now),
+            StepState::Asking { question, kind, remind_at } => Some(Waiting {
+                subject,
+                waits_for: question.clone(),
+                on_whom: self.plan.owner.clone(),
+                since: step.since,
+                next_action: "the owner is reminded".to_owned(),
+                next_at: Some(*remind_at),
+                hint: match kind {
+                    QuestionKind::Failed | QuestionKind::NeedsPerson => {
+                        "mend the cause and retry the step, or resolve it as succeeded, failed or skip"
+                    }
+                    QuestionKind::MayHaveRun => {
+                        "look at what it did, then resolve the step as succeeded or failed, or retry it"
+                    }
+                    QuestionKind::UndoFailed => {
+                        "mend the cause and retry the undo, or resolve the step: succeeded (undone by hand) or skip (left as it is)"
+                    }
+                }
+                .to_owned(),
+            }),
+            StepState::Pending
+            | StepState::Succeeded
+            | StepState::Failed { .. }
+            | StepState::Skipped { .. }
+            | StepState::Cancelled
+            | StepState::Undone => None,
+        }
+    }
+
+    fn explain_queued(&self, i: usize, now: Timestamp) -> Waiting {
+        let (step, planned) = (&self.steps[i], &self.plan.steps[i]);
+        let StepState::Queued { purpose, not_before, wake_at, why } = &step.state else {
+            unreachable!("explain_step calls this for queued steps only")
+        };
+        let action = self.action_for(i, *purpose);
+        let backoff = *not_before > now;
+        let mut waits_for = if backoff {
+            format!("the next try of its {}", purpose_name(*purpose))
+        } else {
+            format!("an agent that offers {} {}", action.name, action.version)
+        };
+        if !why.is_empty() {
+            waits_for = format!("{waits_for} ({why})");
+        }
+        let mut on_whom = format!("agents of role {}", planned.agent.role);
+        for (name, value) in &planned.agent.labels {
+            on_whom = format!("{on_whom}, {name}={value}");
+        }
+        if let Some(host) = self.host_for(i, *purpose) {
+            on_whom = format!("{on_whom}, on host {host}");
+        }
+        let ends = timeout::queue_ends(step.queued_since.unwrap_or(step.since), planned.queue_timeout_ms);
+        let (next_action, next_at) = if self.pause.is_some() {
+            ("nothing is assigned while the run is paused", None)
+        } else if backoff {
+            ("it is tried again", Some(*not_before))
+        } else if ends.is_some_and(|ends| ends <= *wake_at) {
+            ("the wait is given up", Some(*wake_at))
+        } else {
+            ("the owner is reminded", Some(*wake_at))
+        };
+        Waiting {
+            subject: WaitingSubject::Step(planned.id.clone()),
+            waits_for,
+            on_whom,
+            since: step.since,
+            next_action: next_action.to_owned(),
+            next_at,
+            hint: format!("start an agent of role {}, or resolve the step", planned.agent.role),
+        }
+    }
+
+    fn explain_active(&self, i: usize, now: Timestamp) -> Option<Waiting> {
+        let (step, planned) = (&self.steps[i], &self.plan.steps[i]);
+        let (number, attempt) = step.live_attempt()?;
+        let over = timeout::ends_by(attempt.dispatch_until, planned.timeout_ms) <= now;
+        let what = purpose_name(attempt.purpose);
+        let (waits_for, hint) = match (attempt.lost_at, over) {
+            (Some(lost), _) => (
+                format!("the end of its {what} (attempt {number}): the agent was lost at {lost}, and it may still run"),
+                "start the agent again on its host, or look there and resolve the step",
+            ),
+            (None, true) => (
+                format!("the end of its {what} (attempt {number}): its agent still holds it past its timeout"),
+                "look at the agent, and resolve the step if it has ended",
+            ),
+            (None, false) => {
+                let said = attempt.status.as_ref().map(|s| format!(": {}", s.message)).unwrap_or_default();
+                (format!("the end of its {what} (attempt {number}){said}"), "nothing has to be done")
+            }
+        };
+        let next_action = match self.state {
+            RunState::Cancelling => "the attempt counts as ended; the agent is told to stop until then",
+            RunState::Running | RunState::RollingBack | RunState::Ended { .. } => "the attempt counts as ended",
+        };
+        Some(Waiting {
+            subject: WaitingSubject::Step(planned.id.clone()),
+            waits_for,
+            on_whom: format!("agent {} (instance {})", attempt.agent, attempt.instance),
+            since: attempt.assigned_at,
+            next_action: next_action.to_owned(),
+            next_at: Some(attempt.ends_by),
+            hint: hint.to_owned(),
+        })
+    }
+
+    fn explain_milestone(&self, p: usize) -> Option<Waiting> {
+        let phase = &self.phases[p];
+        let milestone = phase.milestone.as_ref().filter(|_| phase.state == PhaseState::Active)?;
+        let (next_action, next_at) = match milestone.state {
+            MilestoneState::Pending => ("it becomes at risk", milestone.at_risk_at),
+            MilestoneState::AtRisk => ("it is missed", milestone.due_at),
+            MilestoneState::Missed => ("nothing more: it is missed already", None),
+            MilestoneState::Reached | MilestoneState::ReachedLate => return None,
+        };
+        let id = &self.plan.phases[p].id;
+        Some(Waiting {
+            subject: WaitingSubject::Milestone(id.clone()),
+            waits_for: format!("{} of {} steps of phase {id}", phase.open_steps, self.plan.phases[p].steps.len()),
+            on_whom: "the steps of its phase".to_owned(),
+            since: phase.since,
+            next_action: if next_at.is_none() && milestone.due_at.is_none() {
+                "nothing: it has no deadline".to_owned()
+            } else {
+                next_action.to_owned()
+            },
+            next_at,
+            hint: "see what its steps wait for".to_owned(),
+        })
+    }
+}
+
+fn purpose_name(purpose: Purpose) -> &'static str {
+    match purpose {
+        Purpose::Run => "work",
+        Purpose::Probe => "check after a loss",
+        Purpose::Verify => "verification",
+        Purpose::Undo => "undo",
+    }
+}

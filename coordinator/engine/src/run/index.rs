@@ -1,0 +1,99 @@
+//! What is looked up in a plan again and again, worked out once and shared by all copies of a run.
+
+use std::sync::{Arc, OnceLock};
+
+use serde_json::Value;
+
+use crate::{
+    ids::StepId,
+    plan::{AgentSelector, PinnedAction, Plan, PlannedUndo},
+};
+
+/// Made from the plan when first needed. It says nothing that the plan does not: two are always equal.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PlanIndex(Arc<OnceLock<Facts>>);
+
+impl PartialEq for PlanIndex {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl PlanIndex {
+    /// The facts of this plan.
+    pub(crate) fn of(&self, plan: &Plan) -> &Facts {
+        self.0.get_or_init(|| Facts::new(plan))
+    }
+}
+
+/// Facts of a plan.
+#[derive(Debug)]
+pub(crate) struct Facts {
+    by_id: Vec<(StepId, usize)>,
+    dependents: Vec<Vec<usize>>,
+    /// Per step.
+    pub(crate) steps: Vec<StepFacts>,
+    /// Names of the secrets.
+    pub(crate) secrets: Arc<[String]>,
+}
+
+/// Facts of a step, shaped so that they can be handed out without a copy.
+#[derive(Debug)]
+pub(crate) struct StepFacts {
+    pub(crate) selector: Arc<AgentSelector>,
+    pub(crate) run: Arc<PinnedAction>,
+    pub(crate) verify: Option<Arc<PinnedAction>>,
+    pub(crate) undo: Option<Arc<PinnedAction>>,
+    /// `with`, where it has no template in it.
+    pub(crate) constant_with: Option<Arc<Value>>,
+}
+
+impl Facts {
+    fn new(plan: &Plan) -> Self {
+        let mut by_id: Vec<_> = plan.steps.iter().enumerate().map(|(i, s)| (s.id.clone(), i)).collect();
+        by_id.sort();
+        let mut dependents = vec![Vec::new(); plan.steps.len()];
+        for (i, step) in plan.steps.iter().enumerate() {
+            for need in &step.needs {
+                if let Some(list) = dependents.get_mut(*need) {
+                    list.push(i);
+                }
+            }
+        }
+        let steps = plan
+            .steps
+            .iter()
+            .map(|s| StepFacts {
+                selector: Arc::new(s.agent.clone()),
+                run: Arc::new(s.action.clone()),
+                verify: s.verify.as_ref().map(|v| Arc::new(v.action.clone())),
+                undo: match &s.undo {
+                    PlannedUndo::Action { action, .. } => Some(Arc::new(action.clone())),
+                    PlannedUndo::Auto | PlannedUndo::Irreversible | PlannedUndo::Nothing => None,
+                },
+                constant_with: (!has_template(&s.with)).then(|| Arc::new(s.with.clone())),
+            })
+            .collect();
+        Self { by_id, dependents, steps, secrets: plan.secrets.clone().into() }
+    }
+
+    /// Index of a step.
+    pub(crate) fn step(&self, id: &str) -> Option<usize> {
+        let at = self.by_id.binary_search_by(|(other, _)| other.as_str().cmp(id)).ok()?;
+        self.by_id.get(at).map(|(_, i)| *i)
+    }
+
+    /// Indexes of the steps that need this one, all larger.
+    pub(crate) fn dependents(&self, step: usize) -> &[usize] {
+        self.dependents.get(step).map_or(&[], Vec::as_slice)
+    }
+}
+
+fn has_template(value: &Value) -> bool {
+    match value {
+        Value::String(s) => s.contains("{{") || s.contains("{%") || s.contains("{#"),
+        Value::Array(items) => items.iter().any(has_template),
+        Value::Object(map) => map.iter().any(|(k, v)| k.contains("{{") || has_template(v)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
+}
