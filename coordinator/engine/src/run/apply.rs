@@ -7,8 +7,8 @@ use jiff::Timestamp;
 
 use super::{
     event::{
-        AttemptAssigned, AttemptEnd, Event, GateVerdict, NotStarted, Outcome, PhaseOutcome, Purpose, QuestionKind,
-        RunOutcome, RunStarted, StepNext, Subject,
+        AttemptAssigned, AttemptEnd, Event, NotStarted, Outcome, PhaseOutcome, Purpose, QuestionKind, RunOutcome,
+        RunStarted, StepNext, Subject,
     },
     index::PlanIndex,
     state::{
@@ -198,9 +198,7 @@ impl Run {
     /// Whether a step that is pending could start: everything it needs is done.
     pub(crate) fn needs_are_met(&self, planned: &PlannedStep) -> bool {
         planned.needs.iter().all(|n| {
-            self.steps
-                .get(*n)
-                .is_some_and(|s| matches!(s.state, StepState::Succeeded | StepState::Skipped { .. }))
+            self.steps.get(*n).is_some_and(|s| matches!(s.state, StepState::Succeeded | StepState::Skipped { .. }))
         })
     }
 
@@ -312,13 +310,7 @@ impl Run {
         Ok(())
     }
 
-    fn step_moved(
-        &mut self,
-        at: Timestamp,
-        id: &StepId,
-        next: &StepNext,
-        touched: &mut Touched,
-    ) -> Result<(), String> {
+    fn step_moved(&mut self, at: Timestamp, id: &StepId, next: &StepNext, touched: &mut Touched) -> Result<(), String> {
         let i = self.known(id)?;
         let walking_back = self.rollback.as_ref().is_some_and(|r| r.remaining.contains(&i));
         let fits = match &self.steps[i].state {
@@ -485,12 +477,7 @@ impl Run {
         Ok(())
     }
 
-    fn owner_reminded(
-        &mut self,
-        subject: &Subject,
-        next_at: Timestamp,
-        touched: &mut Touched,
-    ) -> Result<(), String> {
+    fn owner_reminded(&mut self, subject: &Subject, next_at: Timestamp, touched: &mut Touched) -> Result<(), String> {
         match subject {
             Subject::Run => {
                 let pause = self.pause.as_mut().ok_or("the run is not paused")?;
@@ -718,9 +705,4 @@ impl From<&StepNext> for StepState {
             StepNext::Undone => Self::Undone,
         }
     }
-}
-
-/// The gate's judgement, where the phase has one.
-pub(crate) fn gate_verdict(phase: &Phase) -> Option<GateVerdict> {
-    phase.gate.as_ref().map(|g| g.verdict)
 }

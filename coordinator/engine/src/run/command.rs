@@ -172,7 +172,9 @@ pub enum Rejection {
         attempt: AttemptNumber,
     },
     /// What was decided does not fit the state: a bug. The run has to be quarantined.
-    #[error("the decision does not fit the run's state; this is a bug in Muster, please report it with the run's history")]
+    #[error(
+        "the decision does not fit the run's state; this is a bug in Muster, please report it with the run's history"
+    )]
     Broken(#[from] Corrupt),
     /// The same attempt has already ended in another way.
     #[error("attempt {attempt} of step {step} has already ended in another way")]

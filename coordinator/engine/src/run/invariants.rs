@@ -43,9 +43,18 @@ impl Run {
         ensure(awake == self.awake.contains(&i), "is awake without being listed so, or the other way round")?;
         let live = step.attempts.iter().filter(|a| a.end.is_none()).count();
         ensure(live <= 1, "has two attempts at work at once")?;
-        ensure((live == 1) == (step.state == StepState::Active), "is active without an attempt at work, or the other way round")?;
-        ensure(live == 0 || step.attempts.last().is_some_and(|a| a.end.is_none()), "has an attempt at work that is not its last")?;
-        ensure(step.attempts.iter().all(|a| a.ends_by > a.dispatch_until), "has an attempt that ends before it can start")?;
+        ensure(
+            (live == 1) == (step.state == StepState::Active),
+            "is active without an attempt at work, or the other way round",
+        )?;
+        ensure(
+            live == 0 || step.attempts.last().is_some_and(|a| a.end.is_none()),
+            "has an attempt at work that is not its last",
+        )?;
+        ensure(
+            step.attempts.iter().all(|a| a.ends_by > a.dispatch_until),
+            "has an attempt that ends before it can start",
+        )?;
         ensure(
             step.prepared.keys().all(|n| attempt(step, *n).is_some_and(|a| a.purpose == Purpose::Run)),
             "has undo data of an attempt that never ran",
@@ -78,10 +87,7 @@ impl Run {
             | StepState::Cancelled => {}
         }
         let began = step.attempts.iter().any(|a| !matches!(a.end, Some((_, AttemptEnd::NotStarted { .. }))));
-        ensure(
-            !began || planned.needs.iter().all(|n| self.was_met(*n)),
-            "has begun before what it needs",
-        )
+        ensure(!began || planned.needs.iter().all(|n| self.was_met(*n)), "has begun before what it needs")
     }
 
     /// A need of a step that has begun: it was done, or left out.

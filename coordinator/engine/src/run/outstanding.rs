@@ -305,9 +305,7 @@ impl Run {
         match due {
             Due::MayStart(i) => Wake::MayStart(step(i)),
             Due::NoAgent(i) => Wake::NoAgent(step(i)),
-            Due::Clock(i) => {
-                Wake::AttemptClock(step(i), self.steps[i].live_attempt().map_or(0, |(number, _)| number))
-            }
+            Due::Clock(i) => Wake::AttemptClock(step(i), self.steps[i].live_attempt().map_or(0, |(number, _)| number)),
             Due::Question(i) => Wake::Reminder(Subject::Step { step: step(i) }),
             Due::Pause => Wake::Reminder(Subject::Run),
             Due::AtRisk(p) => Wake::MilestoneAtRisk(phase(p)),

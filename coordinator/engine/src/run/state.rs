@@ -15,8 +15,8 @@ use serde_json::Value;
 use crate::{
     ids::{AgentName, AttemptNumber, Digest, HostLabel, InstanceId, Namespace, RunId, StepId},
     plan::Plan,
-    run::index::PlanIndex,
     run::event::{AttemptEnd, Criterion, GateVerdict, PhaseOutcome, Purpose, QuestionKind, RunOutcome, StatusNote},
+    run::index::PlanIndex,
 };
 
 /// A run, as its events have made it.

@@ -80,7 +80,6 @@ pub(crate) fn custom(planned: &PlannedStep) -> Option<&Value> {
     }
 }
 
-
 fn succeeded(end: Option<&(jiff::Timestamp, AttemptEnd)>) -> bool {
     matches!(end, Some((_, AttemptEnd::Finished { outcome: Outcome::Succeeded { .. } })))
 }
@@ -94,7 +93,8 @@ fn may_have_changed(end: Option<&(jiff::Timestamp, AttemptEnd)>) -> bool {
         end,
         Some((
             _,
-            AttemptEnd::Unknown { .. } | AttemptEnd::Finished { outcome: Outcome::Cancelled { may_have_changed: true } }
+            AttemptEnd::Unknown { .. }
+                | AttemptEnd::Finished { outcome: Outcome::Cancelled { may_have_changed: true } }
         ))
     )
 }

@@ -7,7 +7,6 @@ use super::{
     Fence, Run,
     event::{AttemptEnd, Outcome, Purpose},
 };
-use crate::ids::AttemptNumber;
 
 /// A report of an attempt.
 #[derive(Clone, Copy, Debug)]
@@ -61,10 +60,5 @@ impl Run {
             (Some((_, AttemptEnd::Unknown { .. } | AttemptEnd::NotStarted { .. })), Report::Finished(_))
             | (Some(_), Report::Prepared(_)) => Verdict::Stale,
         }
-    }
-
-    /// Whether this is the attempt that is at work right now.
-    pub(crate) fn is_live(&self, i: usize, attempt: AttemptNumber) -> bool {
-        self.steps.get(i).and_then(|s| s.live_attempt()).is_some_and(|(number, _)| number == attempt)
     }
 }

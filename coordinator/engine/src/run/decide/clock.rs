@@ -79,19 +79,13 @@ fn tick_step(run: &Run, i: usize, now: Timestamp) -> Option<Event> {
 
 /// A lease ran out: a mark, and nothing more.
 pub(super) fn lose(run: &Run, instance: &InstanceId) -> Vec<Event> {
-    let lost = held_by(run, instance).filter(|(i, _)| {
-        run.steps[*i].live_attempt().is_some_and(|(_, attempt)| attempt.lost_at.is_none())
-    });
+    let lost = held_by(run, instance)
+        .filter(|(i, _)| run.steps[*i].live_attempt().is_some_and(|(_, attempt)| attempt.lost_at.is_none()));
     lost.map(|(i, attempt)| Event::AttemptLost { step: run.plan.steps[i].id.clone(), attempt }).collect()
 }
 
 /// The instance answers again.
-pub(super) fn find(
-    run: &Run,
-    instance: &InstanceId,
-    holds: &[(StepId, AttemptNumber)],
-    now: Timestamp,
-) -> Vec<Event> {
+pub(super) fn find(run: &Run, instance: &InstanceId, holds: &[(StepId, AttemptNumber)], now: Timestamp) -> Vec<Event> {
     let mut events = Vec::new();
     for (i, number) in held_by(run, instance) {
         let at = StepAt::new(run, i, now);

@@ -209,18 +209,15 @@ impl<'a> StepAt<'a> {
                     StepNext::Undone
                 }
             }
-            Outcome::Failed { kind: FailureKind::Retry, message, .. } => {
-                match self.next_try(Purpose::Undo) {
-                    Some(at) => self.queued(Purpose::Undo, at, message),
-                    None => self.ask(QuestionKind::UndoFailed, format!("undo failed: {message}")),
-                }
-            }
+            Outcome::Failed { kind: FailureKind::Retry, message, .. } => match self.next_try(Purpose::Undo) {
+                Some(at) => self.queued(Purpose::Undo, at, message),
+                None => self.ask(QuestionKind::UndoFailed, format!("undo failed: {message}")),
+            },
             Outcome::Failed { kind: FailureKind::Permanent | FailureKind::NeedsPerson, message, .. } => {
                 self.ask(QuestionKind::UndoFailed, format!("undo failed: {message}"))
             }
-            Outcome::NotSatisfied { diff } => {
-                self.ask(QuestionKind::UndoFailed, format!("undo (attempt {number}) did not reach the old state: {diff}"))
-            }
+            Outcome::NotSatisfied { diff } => self
+                .ask(QuestionKind::UndoFailed, format!("undo (attempt {number}) did not reach the old state: {diff}")),
             Outcome::Cancelled { .. } => {
                 self.ask(QuestionKind::UndoFailed, format!("undo (attempt {number}) was stopped on the way"))
             }

@@ -88,12 +88,7 @@ pub(super) fn retry(run: &Run, id: &StepId, reason: &str, now: Timestamp) -> Res
     }
 }
 
-pub(super) fn resolve(
-    run: &Run,
-    id: &StepId,
-    answer: &Answer<'_>,
-    now: Timestamp,
-) -> Result<Vec<Event>, Rejection> {
+pub(super) fn resolve(run: &Run, id: &StepId, answer: &Answer<'_>, now: Timestamp) -> Result<Vec<Event>, Rejection> {
     let i = known(run, id)?;
     let step = &run.steps[i];
     let purpose = match &step.state {
@@ -104,7 +99,9 @@ pub(super) fn resolve(
             Some((_, attempt)) if attempt.purpose == Purpose::Undo => Purpose::Undo,
             Some(_) | None => Purpose::Run,
         },
-        StepState::Failed { .. } if answer.resolution == Resolution::Retry => return retry(run, id, answer.reason, now),
+        StepState::Failed { .. } if answer.resolution == Resolution::Retry => {
+            return retry(run, id, answer.reason, now);
+        }
         StepState::Active
         | StepState::Failed { .. }
         | StepState::Pending

@@ -35,11 +35,8 @@ pub(super) fn assign(run: &Run, id: &StepId, to: &To<'_>, now: Timestamp) -> Res
         Ok(with) => with,
         Err(why) => {
             let why = format!("its parameters can't be filled in: {why}");
-            let next = if purpose == Purpose::Undo {
-                at.ask(QuestionKind::UndoFailed, why)
-            } else {
-                at.failed_for_good(&why)
-            };
+            let next =
+                if purpose == Purpose::Undo { at.ask(QuestionKind::UndoFailed, why) } else { at.failed_for_good(&why) };
             return Ok(vec![Event::StepMoved { step: id.clone(), next }]);
         }
     };

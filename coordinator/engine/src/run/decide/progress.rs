@@ -11,9 +11,7 @@ use crate::{
     policy::{gate, timeout},
     run::{
         Event, Run, Touched, eval,
-        event::{
-            Criterion, GateVerdict, PhaseOutcome, Purpose, QuestionKind, RunOutcome, StepNext,
-        },
+        event::{Criterion, GateVerdict, PhaseOutcome, Purpose, QuestionKind, RunOutcome, StepNext},
         state::{Cancel, PhaseState, RunState, StepState},
         undo::{self, Need},
     },
@@ -256,7 +254,9 @@ fn cancelling(run: &Run) -> Vec<Event> {
     if !live.is_empty() {
         return Vec::new();
     }
-    if cancel.undo && let Some(walk) = begin_walk_back(run, &format!("cancelled: {}", cancel.reason)) {
+    if cancel.undo
+        && let Some(walk) = begin_walk_back(run, &format!("cancelled: {}", cancel.reason))
+    {
         return vec![walk];
     }
     vec![cancelled(cancel, &[])]

@@ -12,12 +12,7 @@ use crate::run::{
 };
 
 /// The attempt's end; a stale one is kept as evidence.
-pub(super) fn finish(
-    run: &Run,
-    fence: &Fence,
-    outcome: &Outcome,
-    now: Timestamp,
-) -> Result<Vec<Event>, Rejection> {
+pub(super) fn finish(run: &Run, fence: &Fence, outcome: &Outcome, now: Timestamp) -> Result<Vec<Event>, Rejection> {
     match run.verdict(fence, Report::Finished(outcome)) {
         Verdict::New => {
             let end = AttemptEnd::Finished { outcome: outcome.clone() };
