@@ -11,7 +11,11 @@ use jiff::Timestamp;
 use muster_engine::{
     ids::{Actor, AgentName, Digest, Namespace, RunId},
     plan::Plan,
-    run::{Command, Run, event::Event, state::MilestoneState},
+    run::{
+        Command, Run,
+        event::{Event, RunOutcome},
+        state::{MilestoneState, RunState, StepState},
+    },
 };
 use serde_json::Value;
 
@@ -124,6 +128,29 @@ pub struct RunSummary {
     pub started_by: Actor,
     /// When it ended.
     pub ended_at: Option<Timestamp>,
+}
+
+/// What a run is doing, in the words of [`RunSummary::state`]. `WAITING` means that a person has to answer something,
+/// whatever else goes on.
+pub fn run_state(run: &Run) -> &'static str {
+    match &run.state {
+        RunState::Ended { outcome: RunOutcome::Succeeded, .. } => return "SUCCEEDED",
+        RunState::Ended { outcome: RunOutcome::Failed, .. } => return "FAILED",
+        RunState::Ended { outcome: RunOutcome::Cancelled, .. } => return "CANCELLED",
+        RunState::Running | RunState::Cancelling | RunState::RollingBack => {}
+    }
+    let asked = run.pause.as_ref().is_some_and(|p| p.question.is_some());
+    if asked || run.steps.iter().any(|s| matches!(s.state, StepState::Asking { .. })) {
+        return "WAITING";
+    }
+    if run.pause.is_some() {
+        return "PAUSED";
+    }
+    match run.state {
+        RunState::Cancelling => "CANCELLING",
+        RunState::RollingBack => "ROLLING_BACK",
+        RunState::Running | RunState::Ended { .. } => "RUNNING",
+    }
 }
 
 /// Which runs are listed.

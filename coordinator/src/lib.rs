@@ -1,5 +1,6 @@
 //! Decides and remembers: the journal and its projection, one task per run, placement, and the gRPC API.
 
+pub mod api;
 pub mod control;
 pub mod journal;
 pub mod store;

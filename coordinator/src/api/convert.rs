@@ -1,0 +1,7 @@
+//! Between what is said on the wire and what the coordinator knows.
+
+pub mod event;
+pub mod names;
+pub mod plan;
+pub mod run;
+pub mod value;

@@ -1,0 +1,225 @@
+//! Events as the API shows them: the journalled shape, and a sentence for people.
+
+use muster_engine::run::{
+    Resolution,
+    event::{AttemptAssigned, AttemptEnd, Event, GateVerdict, Outcome, PhaseOutcome, Purpose, RunOutcome, StepNext, Subject},
+};
+use muster_proto::v1 as pb;
+use serde_json::Value;
+
+use crate::{
+    api::convert::{
+        run::{ended_by_text, not_started, phase, run, state_of, step},
+        value::{to_struct, to_time},
+    },
+    control::RunEvent,
+};
+
+/// An event as it is journalled.
+pub fn event(event: &RunEvent) -> pb::RunEvent {
+    let about = About::of(&event.event);
+    let mut detail = serde_json::to_value(&*event.event).unwrap_or_default();
+    if let Value::Object(map) = &mut detail {
+        map.remove("plan");
+    }
+    let type_name = detail.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
+    pb::RunEvent {
+        sequence: event.seq,
+        time: Some(to_time(event.at)),
+        actor: event.by.to_string(),
+        r#type: type_name,
+        step: about.step.unwrap_or_default().to_owned(),
+        attempt: about.attempt,
+        phase: about.phase.unwrap_or_default().to_owned(),
+        summary: sentence(&event.event),
+        detail: to_struct(&detail),
+    }
+}
+
+/// An event with what it changed.
+pub fn watched(seen: &RunEvent, include_run: bool) -> pb::WatchRunResponse {
+    let about = About::of(&seen.event);
+    let step_index = about.step.and_then(|id| seen.run.plan.step_index(id));
+    let phase_index = about
+        .phase
+        .and_then(|id| seen.run.plan.phase_index(id))
+        .or_else(|| step_index.and_then(|i| seen.run.plan.steps.get(i)).map(|s| s.phase));
+    pb::WatchRunResponse {
+        event: Some(event(seen)),
+        state: state_of(&seen.run).into(),
+        step: step_index.and_then(|i| step(&seen.run, i)),
+        phase: phase_index.and_then(|i| phase(&seen.run, i)),
+        run: (include_run && seen.seq == seen.run.seq).then(|| run(&seen.run)),
+    }
+}
+
+/// What an event is about.
+#[derive(Default)]
+struct About<'a> {
+    step: Option<&'a str>,
+    attempt: u32,
+    phase: Option<&'a str>,
+}
+
+impl<'a> About<'a> {
+    fn of(event: &'a Event) -> Self {
+        let step = |step: &'a muster_engine::ids::StepId, attempt: u32| Self {
+            step: Some(step.as_str()),
+            attempt,
+            phase: None,
+        };
+        match event {
+            Event::StepMoved { step: id, .. } | Event::StepResolved { step: id, .. } => step(id, 0),
+            Event::AttemptAssigned(a) => step(&a.step, a.attempt),
+            Event::AttemptPrepared { step: id, attempt, .. }
+            | Event::StatusReported { step: id, attempt, .. }
+            | Event::AttemptLost { step: id, attempt }
+            | Event::AttemptFound { step: id, attempt }
+            | Event::AttemptExtended { step: id, attempt, .. }
+            | Event::AttemptEnded { step: id, attempt, .. }
+            | Event::ReportArrivedStale { step: id, attempt, .. } => step(id, *attempt),
+            Event::OwnerReminded { subject: Subject::Step { step: id }, .. } => step(id, 0),
+            Event::PhaseStarted { phase }
+            | Event::GateJudged { phase, .. }
+            | Event::PhaseEnded { phase, .. }
+            | Event::MilestoneAtRisk { phase }
+            | Event::MilestoneMissed { phase }
+            | Event::MilestoneReached { phase, .. } => Self { phase: Some(phase.as_str()), ..Self::default() },
+            Event::RunStarted(_)
+            | Event::OwnerReminded { subject: Subject::Run, .. }
+            | Event::RunPaused { .. }
+            | Event::RunResumed { .. }
+            | Event::CancelRequested { .. }
+            | Event::RollbackStarted { .. }
+            | Event::RunEnded { .. } => Self::default(),
+        }
+    }
+}
+
+/// A sentence for people.
+fn sentence(event: &Event) -> String {
+    match event {
+        Event::RunStarted(e) => format!("run of {} started", e.plan.playbook),
+        Event::PhaseStarted { phase } => format!("phase {phase} started"),
+        Event::StepMoved { step, next } => format!("step {step} {}", next_text(next)),
+        Event::StepResolved { step, resolution, reason, .. } => {
+            format!("step {step} resolved as {}: {reason}", resolution_text(*resolution))
+        }
+        Event::AttemptAssigned(a) => assigned(a),
+        Event::AttemptPrepared { step, attempt, .. } => {
+            format!("attempt {attempt} of step {step} recorded how it is taken back")
+        }
+        Event::StatusReported { step, attempt, status } => match status.percent {
+            Some(percent) => format!("attempt {attempt} of step {step}: {} ({percent} %)", status.message),
+            None => format!("attempt {attempt} of step {step}: {}", status.message),
+        },
+        Event::AttemptLost { step, attempt } => {
+            format!("the agent of attempt {attempt} of step {step} does not answer; the attempt may still run")
+        }
+        Event::AttemptFound { step, attempt } => {
+            format!("the agent of attempt {attempt} of step {step} answers again and holds it")
+        }
+        Event::AttemptExtended { step, attempt, ends_by } => {
+            format!("the clock of attempt {attempt} of step {step} starts again; it will have ended by {ends_by}")
+        }
+        Event::AttemptEnded { step, attempt, end, next } => {
+            format!("attempt {attempt} of step {step} {}; the step {}", end_text(end), next_text(next))
+        }
+        Event::ReportArrivedStale { step, attempt, agent, .. } => {
+            format!("a late report of {agent} on attempt {attempt} of step {step} is kept and changes nothing")
+        }
+        Event::OwnerReminded { subject: Subject::Run, .. } => "the owner was told that the run waits".to_owned(),
+        Event::OwnerReminded { subject: Subject::Step { step }, .. } => {
+            format!("the owner was told that step {step} waits")
+        }
+        Event::GateJudged { phase, verdict, .. } => format!("gate of phase {phase} {}", verdict_text(*verdict)),
+        Event::PhaseEnded { phase, outcome } => format!("phase {phase} {}", phase_text(*outcome)),
+        Event::MilestoneAtRisk { phase } => format!("milestone of phase {phase} is at risk"),
+        Event::MilestoneMissed { phase } => format!("milestone of phase {phase} is missed"),
+        Event::MilestoneReached { phase, late: false } => format!("milestone of phase {phase} is reached"),
+        Event::MilestoneReached { phase, late: true } => format!("milestone of phase {phase} is reached late"),
+        Event::RunPaused { reason, question: None, .. } => format!("run paused: {reason}"),
+        Event::RunPaused { reason, question: Some(question), .. } => format!("run paused: {reason}; {question}"),
+        Event::RunResumed { reason } => format!("run resumed: {reason}"),
+        Event::CancelRequested { reason, force: false, .. } => format!("cancellation: {reason}"),
+        Event::CancelRequested { reason, force: true, .. } => format!("forced cancellation: {reason}"),
+        Event::RollbackStarted { reason, steps, .. } => format!("walk back over {} steps: {reason}", steps.len()),
+        Event::RunEnded { outcome, reason, .. } if reason.is_empty() => format!("run {}", run_text(*outcome)),
+        Event::RunEnded { outcome, reason, .. } => format!("run {}: {reason}", run_text(*outcome)),
+    }
+}
+
+fn assigned(a: &AttemptAssigned) -> String {
+    let what = match a.purpose {
+        Purpose::Run => "",
+        Purpose::Probe => ", to check",
+        Purpose::Verify => ", to verify",
+        Purpose::Undo => ", to undo",
+    };
+    format!("attempt {} of step {} goes to {}{what}", a.attempt, a.step, a.agent)
+}
+
+fn next_text(next: &StepNext) -> String {
+    match next {
+        StepNext::Queued { why, .. } if why.is_empty() => "waits for an agent".to_owned(),
+        StepNext::Queued { why, .. } => format!("waits: {why}"),
+        StepNext::Asking { question, .. } => format!("asks: {question}"),
+        StepNext::Succeeded => "succeeded".to_owned(),
+        StepNext::Failed { reason } => format!("failed: {reason}"),
+        StepNext::Skipped { reason } => format!("is skipped: {reason}"),
+        StepNext::Cancelled => "is cancelled".to_owned(),
+        StepNext::Undone => "is undone".to_owned(),
+    }
+}
+
+fn end_text(end: &AttemptEnd) -> String {
+    match end {
+        AttemptEnd::Finished { outcome: Outcome::Succeeded { unchanged: true, .. } } => {
+            "found everything as it should be".to_owned()
+        }
+        AttemptEnd::Finished { outcome: Outcome::Succeeded { .. } } => "succeeded".to_owned(),
+        AttemptEnd::Finished { outcome: Outcome::NotSatisfied { diff } } if diff.is_empty() => {
+            "found that it is not done".to_owned()
+        }
+        AttemptEnd::Finished { outcome: Outcome::NotSatisfied { diff } } => {
+            format!("found that it is not done: {diff}")
+        }
+        AttemptEnd::Finished { outcome: Outcome::Failed { message, .. } } => format!("failed: {message}"),
+        AttemptEnd::Finished { outcome: Outcome::Cancelled { .. } } => "stopped when told to".to_owned(),
+        AttemptEnd::NotStarted { why } => format!("did not start: {}", not_started(why)),
+        AttemptEnd::Unknown { ended_by } => format!("may have run: {}", ended_by_text(*ended_by)),
+    }
+}
+
+fn resolution_text(resolution: Resolution) -> &'static str {
+    match resolution {
+        Resolution::Succeeded => "succeeded",
+        Resolution::Failed => "failed",
+        Resolution::Retry => "retry",
+        Resolution::Skip => "skip",
+    }
+}
+
+fn verdict_text(verdict: GateVerdict) -> &'static str {
+    match verdict {
+        GateVerdict::Passed => "passed",
+        GateVerdict::Failed => "failed",
+        GateVerdict::Inconclusive => "could not be judged",
+    }
+}
+
+fn phase_text(outcome: PhaseOutcome) -> &'static str {
+    match outcome {
+        PhaseOutcome::Completed => "completed",
+        PhaseOutcome::Skipped => "is skipped",
+        PhaseOutcome::Failed => "failed",
+    }
+}
+
+fn run_text(outcome: RunOutcome) -> &'static str {
+    match outcome {
+        RunOutcome::Succeeded => "succeeded",
+        RunOutcome::Failed => "failed",
+        RunOutcome::Cancelled => "was cancelled",
+    }
+}
