@@ -2,7 +2,9 @@
 
 use muster_engine::run::{
     Resolution,
-    event::{AttemptAssigned, AttemptEnd, Event, GateVerdict, Outcome, PhaseOutcome, Purpose, RunOutcome, StepNext, Subject},
+    event::{
+        AttemptAssigned, AttemptEnd, Event, GateVerdict, Outcome, PhaseOutcome, Purpose, RunOutcome, StepNext, Subject,
+    },
 };
 use muster_proto::v1 as pb;
 use serde_json::Value;

@@ -29,9 +29,7 @@ pub fn namespace(field: &str, name: &str) -> Result<Namespace, Status> {
 /// `namespaces/{ns}/runs/{run}`.
 pub fn run(field: &str, name: &str) -> Result<(Namespace, RunId), Status> {
     match parts(name)[..] {
-        ["namespaces", ns, "runs", run] if is_token(ns) && is_token(run) => {
-            Ok((Namespace::from(ns), RunId::from(run)))
-        }
+        ["namespaces", ns, "runs", run] if is_token(ns) && is_token(run) => Ok((Namespace::from(ns), RunId::from(run))),
         _ => Err(bad_name(field, name, "namespaces/{ns}/runs/{run}")),
     }
 }
@@ -89,11 +87,7 @@ pub fn playbook(field: &str, name: &str) -> Result<(Namespace, String, Option<Di
 }
 
 /// A stored playbook of the namespace, or a document.
-pub fn source(
-    namespace: &Namespace,
-    stored: Option<&str>,
-    inline: Option<String>,
-) -> Result<PlaybookSource, Status> {
+pub fn source(namespace: &Namespace, stored: Option<&str>, inline: Option<String>) -> Result<PlaybookSource, Status> {
     if let Some(yaml) = inline {
         return Ok(PlaybookSource::Inline(yaml));
     }
@@ -234,7 +228,8 @@ mod tests {
             let status = namespace("parent", bad).unwrap_err();
             assert_eq!(reason_of(&status), "NAME_INVALID", "{bad}");
         }
-        for bad in ["namespaces/a/runs/", "namespaces/a/runs/b/steps/c", "namespaces/a/runs/b c", "namespaces/a/runs/ä"] {
+        for bad in ["namespaces/a/runs/", "namespaces/a/runs/b/steps/c", "namespaces/a/runs/b c", "namespaces/a/runs/ä"]
+        {
             assert!(run("name", bad).is_err(), "{bad}");
         }
         assert!(playbook("name", "namespaces/a/playbooks/hello@latest").is_err());

@@ -1,0 +1,126 @@
+//! `filter` of `ListRuns`: terms joined by AND; alternatives of `state` joined by OR.
+
+use tonic::Status;
+
+use crate::{
+    api::error::{Reason, bad_field},
+    control::RunFilter,
+};
+
+const STATES: [&str; 9] =
+    ["RUNNING", "WAITING", "PAUSED", "CANCELLING", "ROLLING_BACK", "SUCCEEDED", "FAILED", "CANCELLED", "QUARANTINED"];
+const MAX_LENGTH: usize = 1_000;
+
+/// Read a filter. Empty: everything.
+pub(super) fn runs(text: &str) -> Result<RunFilter, Status> {
+    if text.len() > MAX_LENGTH {
+        return Err(bad(&format!("it is longer than {MAX_LENGTH} bytes")));
+    }
+    let mut filter = RunFilter::default();
+    if text.trim().is_empty() {
+        return Ok(filter);
+    }
+    for term in split_words(text, "AND") {
+        let alternatives: Vec<_> = split_words(&term, "OR").iter().map(|t| pair(t)).collect::<Result<_, _>>()?;
+        match &alternatives[..] {
+            [(field, value)] if field == "playbook" && filter.playbook.is_none() => {
+                filter.playbook = Some(value.clone());
+            }
+            [(field, _)] if field == "playbook" => return Err(bad("it names a second playbook")),
+            all if all.iter().all(|(field, _)| field == "state") && filter.states.is_empty() => {
+                for (_, value) in all {
+                    filter.states.push(state(value)?);
+                }
+            }
+            all if all.iter().all(|(field, _)| field == "state") => {
+                return Err(bad("a run is in one state: join states by OR"));
+            }
+            all => {
+                let fields: Vec<&str> = all.iter().map(|(f, _)| f.as_str()).collect();
+                return Err(bad(&format!("it can't filter by {}", fields.join(" OR "))));
+            }
+        }
+    }
+    Ok(filter)
+}
+
+/// Split at a word that stands alone, outside of parentheses around the whole.
+fn split_words(text: &str, word: &str) -> Vec<String> {
+    let text = text.trim();
+    let text = text.strip_prefix('(').and_then(|t| t.strip_suffix(')')).unwrap_or(text);
+    let mut terms = vec![Vec::new()];
+    for token in text.split_whitespace() {
+        if token.eq_ignore_ascii_case(word) {
+            terms.push(Vec::new());
+        } else if let Some(last) = terms.last_mut() {
+            last.push(token);
+        }
+    }
+    terms.into_iter().map(|t| t.join(" ")).collect()
+}
+
+/// `field = value`.
+fn pair(text: &str) -> Result<(String, String), Status> {
+    let Some((field, value)) = text.split_once('=') else {
+        return Err(bad(&format!("`{text}` is no comparison")));
+    };
+    let value = value.trim();
+    let value = value.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(value);
+    let plain = |s: &str| !s.is_empty() && !s.contains(['"', '=', '(', ')', ' ', '!', '<', '>']);
+    let field = field.trim();
+    if plain(field) && plain(value) {
+        Ok((field.to_owned(), value.to_owned()))
+    } else {
+        Err(bad(&format!("`{text}` is no comparison")))
+    }
+}
+
+fn state(value: &str) -> Result<String, Status> {
+    let word = value.strip_prefix("STATE_").unwrap_or(value).to_ascii_uppercase();
+    if STATES.contains(&word.as_str()) { Ok(word) } else { Err(bad(&format!("`{value}` is no state of a run"))) }
+}
+
+fn bad(what: &str) -> Status {
+    bad_field(
+        Reason::FilterInvalid,
+        "filter",
+        format!("the filter can't be used: {what}"),
+        "such as `state = RUNNING OR state = WAITING AND playbook = hello`",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_are_read() {
+        let f = runs("state = RUNNING OR state=\"waiting\" AND playbook = hello").unwrap();
+        assert_eq!(f.states, ["RUNNING", "WAITING"]);
+        assert_eq!(f.playbook.as_deref(), Some("hello"));
+        let f = runs("(state = STATE_FAILED)").unwrap();
+        assert_eq!(f.states, ["FAILED"]);
+        let f = runs("  ").unwrap();
+        assert!(f.states.is_empty() && f.playbook.is_none());
+    }
+
+    #[test]
+    fn what_cannot_be_kept_is_refused() {
+        for text in [
+            "state",
+            "state = LAZY",
+            "owner = x",
+            "playbook = a AND playbook = b",
+            "playbook = a OR playbook = b",
+            "state = RUNNING OR playbook = a",
+            "state = RUNNING AND state = FAILED",
+            "state != RUNNING",
+            "AND",
+            "playbook = \"",
+            "playbook = a b",
+        ] {
+            assert!(runs(text).is_err(), "{text}");
+        }
+        assert!(runs(&"x".repeat(100_000)).is_err());
+    }
+}

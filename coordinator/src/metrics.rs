@@ -1,0 +1,39 @@
+//! Names of all figures for Prometheus, each with its description. Nothing else in the coordinator names a metric.
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+/// Calls that have ended, by `method` and `code`.
+pub const API_REQUESTS: &str = "muster_api_requests_total";
+/// How long calls took until their answer (a stream: until its first), by `method`.
+pub const API_SECONDS: &str = "muster_api_request_seconds";
+/// Calls under way.
+pub const API_IN_FLIGHT: &str = "muster_api_requests_in_flight";
+/// Watches and waits under way.
+pub const API_WATCHES: &str = "muster_api_watches";
+/// Calls refused for want of a good token or a sufficient role, by `method`.
+pub const API_DENIED: &str = "muster_api_denied_total";
+
+/// Upper bounds of the buckets of every histogram in seconds: from a memory access to a slow disk.
+const SECONDS: &[f64] =
+    &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// Make the process count, and describe what it counts. Once a process; the handle renders.
+///
+/// # Errors
+/// A recorder is there already.
+pub fn install() -> Result<PrometheusHandle, BuildError> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)?
+        .install_recorder()?;
+    describe();
+    Ok(handle)
+}
+
+fn describe() {
+    describe_counter!(API_REQUESTS, "Calls of the API that have ended, by method and gRPC code");
+    describe_histogram!(API_SECONDS, Unit::Seconds, "Time of a call of the API until its first answer, by method");
+    describe_gauge!(API_IN_FLIGHT, "Calls of the API under way");
+    describe_gauge!(API_WATCHES, "Watches and waits of the API under way");
+    describe_counter!(API_DENIED, "Calls refused for want of a good token or a sufficient role, by method");
+}
