@@ -28,7 +28,7 @@ pub struct Caller {
     pub request_id: Option<String>,
 }
 
-/// Why something was not done. `code` is stable, UPPER_SNAKE_CASE, and the only error code there is.
+/// Why something was not done. `code` is stable, `UPPER_SNAKE_CASE`, and the only error code there is.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct ControlError {

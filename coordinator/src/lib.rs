@@ -3,5 +3,5 @@
 pub mod api;
 pub mod control;
 pub mod journal;
-pub mod store;
 pub mod metrics;
+pub mod store;

@@ -26,13 +26,12 @@ pub async fn bootstrap_token(tokens: &Tokens, data_dir: &Path) -> Result<Option<
     }
     let path = data_dir.join(ADMIN_TOKEN_FILE);
     let failed = |source| TokenError::File { path: path.display().to_string(), source };
-    let secret = match left_over(&path).map_err(failed)? {
-        Some(secret) => secret,
-        None => {
-            let secret = generate()?;
-            write(data_dir, &path, &secret).map_err(failed)?;
-            secret
-        }
+    let secret = if let Some(secret) = left_over(&path).map_err(failed)? {
+        secret
+    } else {
+        let secret = generate()?;
+        write(data_dir, &path, &secret).map_err(failed)?;
+        secret
     };
     let new = NewToken { actor: Actor::from("person/admin"), role: Role::Admin, ttl: None };
     tokens.adopt(&Actor::from("muster"), new, &secret).await?;

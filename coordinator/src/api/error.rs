@@ -93,7 +93,7 @@ pub fn refuse(reason: Reason, message: impl Into<String>, hint: &str) -> Status 
 }
 
 /// A refusal of the API itself, with more metadata than the hint.
-pub fn refuse_with(
+pub(super) fn refuse_with(
     reason: Reason,
     message: impl Into<String>,
     hint: &str,

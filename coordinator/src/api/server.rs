@@ -274,13 +274,13 @@ async fn serve_api(
             health.set_service_status(name, ServingStatus::NotServing).await;
         }
     };
-    let served = server.serve_with_incoming_shutdown(door, incoming, signal);
+    let serving = server.serve_with_incoming_shutdown(door, incoming, signal);
     let too_long = async {
         shutdown.cancelled().await;
         tokio::time::sleep(config.drain).await;
     };
     tokio::select! {
-        result = served => result.map_err(ServeError::Transport),
+        result = serving => result.map_err(ServeError::Transport),
         () = too_long => {
             tracing::warn!(drain_ms = config.drain.as_millis(), "connections were still open at the end; they are cut");
             Ok(())

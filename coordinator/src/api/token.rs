@@ -202,8 +202,8 @@ impl Tokens {
     ///
     /// # Errors
     /// A damaged stream of a token; damage elsewhere is passed over.
-    pub fn load(journal: Arc<dyn Journal>) -> Result<Self, TokenError> {
-        let tokens = Self::new(Arc::clone(&journal));
+    pub fn load(journal: &Arc<dyn Journal>) -> Result<Self, TokenError> {
+        let tokens = Self::new(Arc::clone(journal));
         for item in journal.read(Position(0)) {
             match item {
                 Ok((_, record)) => {

@@ -47,7 +47,7 @@ impl TokenService for TokensApi {
         let (info, secret) = self.tokens.create(&by, new).await.map_err(|e| refused(&e))?;
         tracing::info!(token = info.id, principal = %info.actor, role = %info.role, by = %by, "a token was made");
         Ok(Response::new(pb::CreateTokenResponse {
-            token: Some(token(info)),
+            token: Some(token(&info)),
             secret: secret.expose_secret().to_owned(),
         }))
     }
@@ -57,7 +57,7 @@ impl TokenService for TokensApi {
         let id = names::token("name", &request.get_ref().name)?;
         let info = self.tokens.revoke(&by, id).await.map_err(|e| refused(&e))?;
         tracing::info!(token = info.id, principal = %info.actor, by = %by, "a token was revoked");
-        Ok(Response::new(token(info)))
+        Ok(Response::new(token(&info)))
     }
 
     async fn list_tokens(
@@ -71,7 +71,7 @@ impl TokenService for TokensApi {
         tokens.truncate(size);
         let next_page_token =
             if more { tokens.last().map(|t| t.id.clone()).unwrap_or_default() } else { String::new() };
-        Ok(Response::new(pb::ListTokensResponse { tokens: tokens.into_iter().map(token).collect(), next_page_token }))
+        Ok(Response::new(pb::ListTokensResponse { tokens: tokens.iter().map(token).collect(), next_page_token }))
     }
 }
 
@@ -90,7 +90,7 @@ fn role_of(role: pb::Role) -> Result<Role, Status> {
     }
 }
 
-fn token(info: TokenInfo) -> pb::Token {
+fn token(info: &TokenInfo) -> pb::Token {
     let role = match info.role {
         Role::Viewer => pb::Role::Viewer,
         Role::Operator => pb::Role::Operator,

@@ -71,7 +71,9 @@ impl<'a> About<'a> {
             phase: None,
         };
         match event {
-            Event::StepMoved { step: id, .. } | Event::StepResolved { step: id, .. } => step(id, 0),
+            Event::StepMoved { step: id, .. }
+            | Event::StepResolved { step: id, .. }
+            | Event::OwnerReminded { subject: Subject::Step { step: id }, .. } => step(id, 0),
             Event::AttemptAssigned(a) => step(&a.step, a.attempt),
             Event::AttemptPrepared { step: id, attempt, .. }
             | Event::StatusReported { step: id, attempt, .. }
@@ -80,7 +82,6 @@ impl<'a> About<'a> {
             | Event::AttemptExtended { step: id, attempt, .. }
             | Event::AttemptEnded { step: id, attempt, .. }
             | Event::ReportArrivedStale { step: id, attempt, .. } => step(id, *attempt),
-            Event::OwnerReminded { subject: Subject::Step { step: id }, .. } => step(id, 0),
             Event::PhaseStarted { phase }
             | Event::GateJudged { phase, .. }
             | Event::PhaseEnded { phase, .. }
@@ -92,6 +93,7 @@ impl<'a> About<'a> {
             | Event::RunPaused { .. }
             | Event::RunResumed { .. }
             | Event::CancelRequested { .. }
+            | Event::RollbackRequested { .. }
             | Event::RollbackStarted { .. }
             | Event::RunEnded { .. } => Self::default(),
         }
@@ -145,6 +147,7 @@ fn sentence(event: &Event) -> String {
         Event::RunResumed { reason } => format!("run resumed: {reason}"),
         Event::CancelRequested { reason, force: false, .. } => format!("cancellation: {reason}"),
         Event::CancelRequested { reason, force: true, .. } => format!("forced cancellation: {reason}"),
+        Event::RollbackRequested { reason, .. } => format!("walk back, once everything at work has ended: {reason}"),
         Event::RollbackStarted { reason, steps, .. } => format!("walk back over {} steps: {reason}", steps.len()),
         Event::RunEnded { outcome, reason, .. } if reason.is_empty() => format!("run {}", run_text(*outcome)),
         Event::RunEnded { outcome, reason, .. } => format!("run {}: {reason}", run_text(*outcome)),
