@@ -49,7 +49,7 @@ pub(crate) fn main(cli: Cli) -> Exit {
             return error.exit;
         }
     };
-    app.token = cli.global.token.map(SecretString::from);
+    app.token = cli.global.token.filter(|token| !token.is_empty()).map(SecretString::from);
     let printer = app.printer.clone();
     run(app, cli.command).unwrap_or_else(|error| {
         printer.error(&error);

@@ -5,6 +5,7 @@
 use std::io::{self, IsTerminal as _, Write};
 
 use indicatif::MultiProgress;
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
@@ -58,8 +59,8 @@ impl Printer {
     pub(crate) fn data<M: Described>(&self, message: &M, view: impl FnOnce(&M) -> View) -> Result<()> {
         match self.format {
             Format::Table => self.stdout(&view(message).to_string()),
-            Format::Json => self.stdout(&pretty(&message.to_json()?)),
-            Format::Yaml => self.stdout(&yaml(&message.to_json()?)?),
+            Format::Json => self.stdout(&pretty(&message.described()?)?),
+            Format::Yaml => self.stdout(&yaml(&message.described()?)?),
         }
     }
 
@@ -67,8 +68,8 @@ impl Printer {
     pub(crate) fn item<M: Described>(&self, message: &M, line: impl FnOnce(&M) -> String) -> Result<()> {
         match self.format {
             Format::Table => self.stdout(&format!("{}\n", line(message))),
-            Format::Json => self.stdout(&format!("{}\n", message.to_json()?)),
-            Format::Yaml => self.stdout(&format!("---\n{}", yaml(&message.to_json()?)?)),
+            Format::Json => self.stdout(&line_of(&message.described()?)?),
+            Format::Yaml => self.stdout(&format!("---\n{}", yaml(&message.described()?)?)),
         }
     }
 
@@ -76,7 +77,7 @@ impl Printer {
     pub(crate) fn value(&self, value: &Value, view: impl FnOnce() -> View) -> Result<()> {
         match self.format {
             Format::Table => self.stdout(&view().to_string()),
-            Format::Json => self.stdout(&pretty(value)),
+            Format::Json => self.stdout(&pretty(value)?),
             Format::Yaml => self.stdout(&yaml(value)?),
         }
     }
@@ -146,12 +147,19 @@ fn stderr(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
-fn pretty(value: &Value) -> String {
-    format!("{value:#}\n")
+fn pretty(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string_pretty(value).map(|text| text + "\n").map_err(|e| unprintable("JSON", &e))
 }
 
-fn yaml(value: &Value) -> Result<String> {
-    let text = serde_saphyr::to_string(value)
-        .map_err(|e| CliError::failed("OUTPUT_FAILED", format!("can't be written as YAML: {e}")))?;
+fn line_of(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value).map(|text| text + "\n").map_err(|e| unprintable("JSON", &e))
+}
+
+fn yaml(value: &impl Serialize) -> Result<String> {
+    let text = serde_saphyr::to_string(value).map_err(|e| unprintable("YAML", &e))?;
     Ok(if text.ends_with('\n') { text } else { text + "\n" })
+}
+
+fn unprintable(format: &str, error: &impl std::fmt::Display) -> CliError {
+    CliError::failed("OUTPUT_FAILED", format!("can't be written as {format}: {error}"))
 }

@@ -15,19 +15,19 @@ static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
 
 /// A message that can be printed.
 pub(crate) trait Described {
-    /// Canonical protobuf JSON.
-    fn to_json(&self) -> Result<Value>;
+    /// With its fields by name; serialises as canonical protobuf JSON, in the order of the definition.
+    fn described(&self) -> Result<DynamicMessage>;
 }
 
 impl<M: Message + Name> Described for M {
-    fn to_json(&self) -> Result<Value> {
+    fn described(&self) -> Result<DynamicMessage> {
         let unprintable = |why: String| CliError::failed("OUTPUT_FAILED", format!("{} as JSON: {why}", M::full_name()));
         let descriptor = POOL
             .get_message_by_name(&M::full_name())
             .ok_or_else(|| unprintable("it is not in the descriptor set".to_owned()))?;
         let mut dynamic = DynamicMessage::new(descriptor);
         dynamic.transcode_from(self).map_err(|e| unprintable(e.to_string()))?;
-        serde_json::to_value(&dynamic).map_err(|e| unprintable(e.to_string()))
+        Ok(dynamic)
     }
 }
 
@@ -52,7 +52,7 @@ mod tests {
         let inputs = json!({"domain": "example.org", "count": 3, "deep": {"list": [true, null, 1.5]}});
         let message: prost_types::Struct = to_message(inputs.clone()).unwrap();
         let request = v1::StartRunRequest { inputs: Some(message), ..v1::StartRunRequest::default() };
-        let shown = request.to_json().unwrap();
+        let shown = serde_json::to_value(request.described().unwrap()).unwrap();
         assert_eq!(shown["inputs"]["deep"], inputs["deep"]);
         assert_eq!(shown["inputs"]["count"].as_f64(), Some(3.0));
     }
@@ -65,7 +65,7 @@ mod tests {
             start_time: Some(prost_types::Timestamp { seconds: 1, nanos: 0 }),
             ..v1::Run::default()
         };
-        let expected = json!({"runId": "r", "state": "STATE_ROLLING_BACK", "startTime": "1970-01-01T00:00:01Z"});
-        assert_eq!(run.to_json().unwrap(), expected);
+        let expected = r#"{"runId":"r","state":"STATE_ROLLING_BACK","startTime":"1970-01-01T00:00:01Z"}"#;
+        assert_eq!(serde_json::to_string(&run.described().unwrap()).unwrap(), expected);
     }
 }

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses another part")]
 
+pub(crate) mod fake;
+
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
@@ -14,7 +16,7 @@ use std::{
 const FILTERS: &[(&str, &str)] = &[
     (r"[0-9a-f]{8}-[0-9a-f]{4}-[47][0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}", "<id>"),
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "<time>"),
-    (r"(?m)^\d\d:\d\d:\d\dZ ", "<clock> "),
+    (r"(?m)\d\d:\d\d:\d\dZ ", "<clock> "),
     (r"127\.0\.0\.1:\d{4,5}", "127.0.0.1:<port>"),
     (r"sha256:[0-9a-f]{64}", "sha256:<digest>"),
     (r"/[^ \n]*/\.tmp\w+", "<home>"),
