@@ -2,7 +2,7 @@
 //! into quarantine, never the process.
 
 use super::{
-    Run,
+    Run, WaitingSubject,
     event::{AttemptEnd, Purpose},
     state::{PhaseState, RunState, Step, StepState},
 };
@@ -63,7 +63,7 @@ impl Run {
             step.attempts.iter().all(|a| a.undoes.is_none_or(|n| attempt(step, n).is_some())),
             "undoes an attempt that it never had",
         )?;
-        ensure(step.done == step.done_order.is_some(), "is done without a place in the order")?;
+        ensure(!step.done || step.done_order.is_some(), "is done without a place in the order")?;
         ensure(step.done_order.is_none_or(|o| o < self.done_count), "has a place in the order that is not given out")?;
         ensure(
             step.excluded.iter().all(|e| step.attempts.iter().any(|a| a.instance == *e)),
@@ -87,7 +87,10 @@ impl Run {
             | StepState::Cancelled => {}
         }
         let began = step.attempts.iter().any(|a| !matches!(a.end, Some((_, AttemptEnd::NotStarted { .. }))));
-        ensure(!began || planned.needs.iter().all(|n| self.was_met(*n)), "has begun before what it needs")
+        ensure(
+            !began || self.state != RunState::Running || planned.needs.iter().all(|n| self.was_met(*n)),
+            "has begun before what it needs",
+        )
     }
 
     /// A need of a step that has begun: it was done, or left out.
@@ -150,19 +153,15 @@ impl Run {
         if !pending_is_reachable {
             return Err(self.broken("has steps that will never begin"));
         }
-        for i in &self.awake {
-            if self.explain_has_no_next(*i) {
-                return Err(self.broken("has a step that waits without a next action"));
-            }
+        let waiting = self.explain(jiff::Timestamp::MIN);
+        let steps = waiting.iter().filter(|w| matches!(w.subject, WaitingSubject::Step(_)));
+        if steps.clone().count() != self.awake.len() {
+            return Err(self.broken("has a step that waits for nobody knows what"));
+        }
+        if steps.into_iter().any(|w| w.on_whom.is_empty() || (w.next_at.is_none() && self.pause.is_none())) {
+            return Err(self.broken("has a step that waits without an owner or a next action"));
         }
         Ok(())
-    }
-
-    fn explain_has_no_next(&self, i: usize) -> bool {
-        let id = &self.plan.steps[i].id;
-        let waiting = self.explain(jiff::Timestamp::MIN);
-        let mine = waiting.iter().find(|w| w.subject == super::WaitingSubject::Step(id.clone()));
-        mine.is_none_or(|w| w.on_whom.is_empty() || (w.next_at.is_none() && self.pause.is_none()))
     }
 
     fn broken(&self, what: &'static str) -> Violation {

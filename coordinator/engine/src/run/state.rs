@@ -56,7 +56,7 @@ pub struct Run {
     pub steps: Vec<Arc<Step>>,
     /// Indexes of the steps that are queued, active or asking: all that can need something right now.
     pub awake: BTreeSet<usize>,
-    /// How many times a step was found done: the next [`Step::done_order`].
+    /// How many times a step was done or tried: the next [`Step::done_order`].
     pub done_count: u64,
     /// What is looked up in the plan again and again; made from the plan when first needed.
     #[serde(skip)]
@@ -205,7 +205,7 @@ pub struct Step {
     pub output: Option<Arc<Value>>,
     /// An attempt (or a person) found it done; the walk back has to visit it.
     pub done: bool,
-    /// Position in the order in which steps were done; the walk back goes the other way.
+    /// Position in the order in which steps were last done, or tried; the walk back goes the other way.
     pub done_order: Option<u64>,
     /// Until when its verification may still become true.
     pub verify_until: Option<Timestamp>,

@@ -50,13 +50,14 @@ pub(crate) fn need(step: &Step, planned: &PlannedStep) -> Need {
     }
 }
 
-/// The steps to undo, in order, and those that can't be: the last done first; what was tried and never done is the newest.
+/// The steps to undo, in order, and those that can't be: what was last done, or
+/// tried, comes first.
 pub(crate) fn plan(run: &Run) -> (Vec<StepId>, BTreeSet<StepId>) {
     let (mut steps, mut irreversible) = (Vec::new(), BTreeSet::new());
     for (i, (step, planned)) in run.steps.iter().zip(&run.plan.steps).enumerate() {
         match need(step, planned) {
             Need::Nothing => {}
-            Need::Undo | Need::Ask => steps.push((step.done_order.unwrap_or(u64::MAX), i)),
+            Need::Undo | Need::Ask => steps.push((step.done_order, i)),
             Need::Irreversible => drop(irreversible.insert(planned.id.clone())),
         }
     }

@@ -1,6 +1,8 @@
 //! Plans, commands and a driver in miniature for the tests of the run.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
+pub mod moves;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::{SignedDuration, Timestamp};
@@ -166,8 +168,17 @@ impl World {
             self.history.push((self.now, event.clone()));
         }
         assert_eq!(self.run, decided);
-        self.run.check_invariants().unwrap_or_else(|v| panic!("{v} after {command:?}: {:#?}", self.run));
+        self.run.check_invariants().unwrap_or_else(|v| panic!("{v} after {command:?}:\n{}", self.story()));
         Ok(events)
+    }
+
+    /// The history, a line for each event.
+    pub fn story(&self) -> String {
+        let line = |(at, event): &(Timestamp, Event)| match event {
+            Event::RunStarted(_) => format!("{at} run_started"),
+            event => format!("{at} {}", serde_json::to_string(event).unwrap()),
+        };
+        self.history.iter().map(line).collect::<Vec<_>>().join("\n")
     }
 
     pub fn command(&mut self, command: &Command) -> Vec<Event> {

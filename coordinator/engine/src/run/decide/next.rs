@@ -89,28 +89,25 @@ impl<'a> StepAt<'a> {
             return if self.step.done { StepNext::Succeeded } else { StepNext::Cancelled };
         }
         let instance = self.step.attempts.last().map_or("", |a| a.instance.as_str());
+        let since = self.step.queued_since;
         let soon = after(self.now, retry::BUSY_BACKOFF_MS);
-        match why {
-            NotStarted::Busy => self.queued(purpose, soon, &format!("instance {instance} was busy")),
-            NotStarted::Draining => self.queued(purpose, soon, &format!("instance {instance} takes nothing new")),
-            NotStarted::Refused { why } => {
-                self.queued(purpose, self.now, &format!("instance {instance} refused it: {why}"))
-            }
-            NotStarted::Denied => self.queued(purpose, self.now, &format!("instance {instance} never had it")),
-        }
+        let (not_before, why) = match why {
+            NotStarted::Busy => (soon, format!("instance {instance} was busy")),
+            NotStarted::Draining => (soon, format!("instance {instance} takes nothing new")),
+            NotStarted::Refused { why } => (self.now, format!("instance {instance} refused it: {why}")),
+            NotStarted::Denied => (self.now, format!("instance {instance} never had it")),
+        };
+        self.waiting(purpose, not_before, since.unwrap_or(not_before), &why)
     }
 
-    /// The step waits for an agent.
+    /// The step waits for an agent, from that moment on.
     pub(super) fn queued(&self, purpose: Purpose, not_before: Timestamp, why: &str) -> StepNext {
-        let since = self.step.queued_since.unwrap_or(not_before);
+        self.waiting(purpose, not_before, not_before, why)
+    }
+
+    fn waiting(&self, purpose: Purpose, not_before: Timestamp, since: Timestamp, why: &str) -> StepNext {
         let wake_at = timeout::queue_wake(not_before, since, self.planned.queue_timeout_ms).max(not_before);
         StepNext::Queued { purpose, not_before, wake_at, why: why.to_owned() }
-    }
-
-    /// The step waits for an agent, as if it had not waited before.
-    pub(super) fn queued_afresh(&self, purpose: Purpose) -> StepNext {
-        let wake_at = timeout::queue_wake(self.now, self.now, self.planned.queue_timeout_ms);
-        StepNext::Queued { purpose, not_before: self.now, wake_at, why: String::new() }
     }
 
     /// The step waits for a person.

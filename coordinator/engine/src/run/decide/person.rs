@@ -137,7 +137,7 @@ fn word_counts(run: &Run, i: usize, now: Timestamp) -> bool {
 fn again(run: &Run, i: usize, purpose: Purpose, reason: &str, now: Timestamp) -> Event {
     let at = StepAt::new(run, i, now);
     let answer = Answer { resolution: Resolution::Retry, reason, output: None };
-    resolved(&at.planned.id, &answer, at.queued_afresh(purpose))
+    resolved(&at.planned.id, &answer, at.queued(purpose, now, ""))
 }
 
 fn resolved(id: &StepId, answer: &Answer<'_>, next: StepNext) -> Event {

@@ -1,0 +1,312 @@
+//! Events about steps and their attempts.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::{Touched, refuse};
+use crate::{
+    ids::{AttemptNumber, StepId},
+    plan::PlannedStep,
+    policy::{after, timeout},
+    run::{
+        event::{AttemptAssigned, AttemptEnd, EndedBy, NotStarted, Outcome, Purpose, QuestionKind, StepNext},
+        state::{Attempt, PhaseState, Run, RunState, Step, StepState},
+    },
+};
+
+impl Run {
+    /// Whether a step that is pending could start: everything it needs is done.
+    pub(crate) fn needs_are_met(&self, planned: &PlannedStep) -> bool {
+        planned.needs.iter().all(|n| {
+            self.steps.get(*n).is_some_and(|s| matches!(s.state, StepState::Succeeded | StepState::Skipped { .. }))
+        })
+    }
+
+    /// Whether a step waits for nothing but a look at its `when`.
+    pub(crate) fn is_ready(&self, i: usize, planned: &PlannedStep) -> bool {
+        self.state == RunState::Running
+            && self.steps.get(i).is_some_and(|s| s.state == StepState::Pending)
+            && self.phases.get(planned.phase).is_some_and(|p| p.state == PhaseState::Active)
+            && self.needs_are_met(planned)
+    }
+
+    pub(super) fn queue_if_ready(&mut self, i: usize, at: Timestamp, touched: &mut Touched) {
+        let plan = Arc::clone(&self.plan);
+        let Some(planned) = plan.steps.get(i).filter(|p| p.when.is_none()) else { return };
+        if self.is_ready(i, planned) {
+            let wake_at = timeout::queue_wake(at, at, planned.queue_timeout_ms);
+            let next = StepState::Queued { purpose: Purpose::Run, not_before: at, wake_at, why: String::new() };
+            self.enter(i, at, next, touched);
+        }
+    }
+
+    /// The only place where a step's state changes.
+    pub(super) fn enter(&mut self, i: usize, at: Timestamp, next: StepState, touched: &mut Touched) {
+        let step = Arc::make_mut(&mut self.steps[i]);
+        let was_open = is_open(&step.state);
+        let (open, awake, unblocks) = (
+            is_open(&next),
+            matches!(next, StepState::Queued { .. } | StepState::Active | StepState::Asking { .. }),
+            matches!(next, StepState::Succeeded | StepState::Skipped { .. }),
+        );
+        step.queued_since = match &next {
+            StepState::Queued { not_before, .. } => step.queued_since.or(Some(*not_before)),
+            StepState::Active => step.queued_since,
+            StepState::Pending
+            | StepState::Asking { .. }
+            | StepState::Succeeded
+            | StepState::Failed { .. }
+            | StepState::Skipped { .. }
+            | StepState::Cancelled
+            | StepState::Undone => None,
+        };
+        step.state = next;
+        step.since = at;
+        touched.steps.push(i);
+        if awake {
+            self.awake.insert(i);
+        } else {
+            self.awake.remove(&i);
+        }
+        if was_open != open {
+            let phase = Arc::make_mut(&mut self.phases[self.plan.steps[i].phase]);
+            phase.open_steps = if open { phase.open_steps + 1 } else { phase.open_steps.saturating_sub(1) };
+        }
+        if !awake && let Some(rollback) = &mut self.rollback {
+            rollback.remaining.retain(|r| *r != i);
+        }
+        if unblocks && self.state == RunState::Running {
+            let index = self.index.clone();
+            for dependent in index.of(&self.plan).dependents(i) {
+                self.queue_if_ready(*dependent, at, touched);
+            }
+        }
+    }
+
+    pub(super) fn step_moved(
+        &mut self,
+        at: Timestamp,
+        id: &StepId,
+        next: &StepNext,
+        touched: &mut Touched,
+    ) -> Result<(), String> {
+        let i = self.known(id)?;
+        let walking_back = self.rollback.as_ref().is_some_and(|r| r.remaining.contains(&i));
+        let fits = match &self.steps[i].state {
+            StepState::Pending => !undoes(next) && !matches!(next, StepNext::Succeeded),
+            StepState::Queued { purpose: Purpose::Undo, .. } => undoes(next),
+            StepState::Queued { .. } => !undoes(next),
+            StepState::Active | StepState::Asking { .. } => false,
+            StepState::Succeeded
+            | StepState::Failed { .. }
+            | StepState::Skipped { .. }
+            | StepState::Cancelled
+            | StepState::Undone => walking_back && undoes(next),
+        };
+        refuse(!fits, "the step can't move there from where it is")?;
+        self.enter(i, at, next.into(), touched);
+        Ok(())
+    }
+
+    pub(super) fn step_resolved(
+        &mut self,
+        at: Timestamp,
+        id: &StepId,
+        output: Option<&Arc<Value>>,
+        next: &StepNext,
+        touched: &mut Touched,
+    ) -> Result<(), String> {
+        let i = self.known(id)?;
+        let fits = match &self.steps[i].state {
+            StepState::Queued { .. } | StepState::Active | StepState::Asking { .. } => true,
+            StepState::Failed { .. } => self.state == RunState::Running,
+            StepState::Pending
+            | StepState::Succeeded
+            | StepState::Skipped { .. }
+            | StepState::Cancelled
+            | StepState::Undone => false,
+        };
+        refuse(!fits, "nothing is asked of the step")?;
+        let order = self.done_count;
+        let step = Arc::make_mut(&mut self.steps[i]);
+        if let Some(live) = step.attempts.last_mut().filter(|a| a.end.is_none()) {
+            live.end = Some((at, AttemptEnd::Unknown { ended_by: EndedBy::Person }));
+        }
+        match next {
+            StepNext::Succeeded => {
+                if output.is_some() {
+                    step.output = output.cloned();
+                }
+                if !step.done {
+                    step.done = true;
+                    step.done_order = Some(order);
+                    self.done_count += 1;
+                }
+            }
+            StepNext::Queued { .. } => {
+                step.forgiven_attempts = u32::try_from(step.attempts.len()).unwrap_or(u32::MAX);
+                step.excluded.clear();
+                step.queued_since = None;
+            }
+            StepNext::Undone => step.prepared.clear(),
+            StepNext::Asking { .. } | StepNext::Failed { .. } | StepNext::Skipped { .. } | StepNext::Cancelled => {}
+        }
+        self.enter(i, at, next.into(), touched);
+        Ok(())
+    }
+
+    pub(super) fn attempt_assigned(
+        &mut self,
+        at: Timestamp,
+        assigned: &AttemptAssigned,
+        touched: &mut Touched,
+    ) -> Result<(), String> {
+        let i = self.known(&assigned.step)?;
+        let StepState::Queued { purpose, .. } = &self.steps[i].state else {
+            return Err("the step does not wait for an agent".into());
+        };
+        refuse(*purpose != assigned.purpose, "the step waits for an agent for another purpose")?;
+        refuse(
+            usize::try_from(assigned.attempt).ok() != Some(self.steps[i].attempts.len() + 1),
+            "the attempt's number is not the next one",
+        )?;
+        let step = Arc::make_mut(&mut self.steps[i]);
+        if step.host.is_none() {
+            step.host.clone_from(&assigned.host);
+        }
+        if assigned.purpose == Purpose::Run {
+            step.output = None;
+        }
+        step.attempts.push(Attempt {
+            purpose: assigned.purpose,
+            agent: assigned.agent.clone(),
+            instance: assigned.instance.clone(),
+            host: assigned.host.clone(),
+            assigned_at: at,
+            dispatch_until: assigned.dispatch_until,
+            ends_by: assigned.ends_by,
+            with: Arc::clone(&assigned.with),
+            undoes: assigned.undoes,
+            lost_at: None,
+            status: None,
+            end: None,
+        });
+        self.enter(i, at, StepState::Active, touched);
+        Ok(())
+    }
+
+    pub(super) fn attempt_ended(
+        &mut self,
+        at: Timestamp,
+        id: &StepId,
+        attempt: AttemptNumber,
+        end: &AttemptEnd,
+        next: &StepNext,
+        touched: &mut Touched,
+    ) -> Result<(), String> {
+        let (i, n) = self.live(id, attempt)?;
+        let undo = self.steps[i].attempts[n].purpose == Purpose::Undo;
+        let fits = match next {
+            StepNext::Asking { .. } => true,
+            StepNext::Queued { .. } | StepNext::Undone => undoes(next) == undo,
+            StepNext::Succeeded | StepNext::Failed { .. } | StepNext::Skipped { .. } | StepNext::Cancelled => !undo,
+        };
+        refuse(!fits, "the step can't go there after an attempt of this purpose")?;
+        let order = self.done_count;
+        let plan = Arc::clone(&self.plan);
+        let step = Arc::make_mut(&mut self.steps[i]);
+        step.attempts[n].end = Some((at, end.clone()));
+        if step.attempts[n].purpose == Purpose::Run && !matches!(end, AttemptEnd::NotStarted { .. }) {
+            step.done_order = Some(order);
+            self.done_count += 1;
+        }
+        match end {
+            AttemptEnd::Finished { outcome } => {
+                step.queued_since = None;
+                if let Outcome::Succeeded { output, .. } = outcome {
+                    match step.attempts[n].purpose {
+                        Purpose::Run | Purpose::Probe => {
+                            step.output = Some(Arc::clone(output));
+                            step.done = true;
+                        }
+                        Purpose::Undo => match step.attempts[n].undoes {
+                            Some(undone) => drop(step.prepared.remove(&undone)),
+                            None => step.prepared.clear(),
+                        },
+                        Purpose::Verify => {}
+                    }
+                }
+            }
+            AttemptEnd::NotStarted { why } => {
+                if step.attempts.iter().all(|a| matches!(a.end, Some((_, AttemptEnd::NotStarted { .. })))) {
+                    step.host = None;
+                }
+                match why {
+                    NotStarted::Refused { .. } => drop(step.excluded.insert(step.attempts[n].instance.clone())),
+                    NotStarted::Busy | NotStarted::Draining | NotStarted::Denied => {}
+                }
+            }
+            AttemptEnd::Unknown { ended_by: _ } => step.queued_since = None,
+        }
+        step.verify_until = match (next, &plan.steps[i].verify) {
+            (StepNext::Queued { purpose: Purpose::Verify, .. }, Some(verify)) => {
+                Some(step.verify_until.unwrap_or_else(|| after(at, verify.within_ms)))
+            }
+            (_, _) => None,
+        };
+        self.enter(i, at, next.into(), touched);
+        Ok(())
+    }
+
+    /// Index of the step and of the attempt, which must be its last and not have ended.
+    pub(super) fn live(&self, id: &StepId, attempt: AttemptNumber) -> Result<(usize, usize), String> {
+        let i = self.known(id)?;
+        let n = self.steps[i].attempts.len();
+        let last = self.steps[i].attempts.last().filter(|a| a.end.is_none());
+        if last.is_some() && usize::try_from(attempt).ok() == Some(n) {
+            Ok((i, n - 1))
+        } else {
+            Err(format!("attempt {attempt} of step {id} is not at work"))
+        }
+    }
+
+    pub(super) fn on_live(
+        &mut self,
+        id: &StepId,
+        attempt: AttemptNumber,
+        touched: &mut Touched,
+        change: impl FnOnce(&mut Attempt),
+    ) -> Result<(), String> {
+        let (i, n) = self.live(id, attempt)?;
+        change(&mut self.touch(i, touched).attempts[n]);
+        Ok(())
+    }
+
+    pub(super) fn touch(&mut self, i: usize, touched: &mut Touched) -> &mut Step {
+        touched.steps.push(i);
+        Arc::make_mut(&mut self.steps[i])
+    }
+}
+
+/// Whether this is a place that only the walk back leads to (or a question, which everything can lead to).
+fn undoes(next: &StepNext) -> bool {
+    match next {
+        StepNext::Queued { purpose, .. } => *purpose == Purpose::Undo,
+        StepNext::Asking { kind, .. } => *kind == QuestionKind::UndoFailed,
+        StepNext::Undone => true,
+        StepNext::Succeeded | StepNext::Failed { .. } | StepNext::Skipped { .. } | StepNext::Cancelled => false,
+    }
+}
+
+fn is_open(state: &StepState) -> bool {
+    match state {
+        StepState::Pending | StepState::Queued { .. } | StepState::Active | StepState::Asking { .. } => true,
+        StepState::Succeeded
+        | StepState::Failed { .. }
+        | StepState::Skipped { .. }
+        | StepState::Cancelled
+        | StepState::Undone => false,
+    }
+}
