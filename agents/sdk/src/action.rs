@@ -7,6 +7,8 @@ use muster_bus::message::{ActionOffer, Observation};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use crate::guard::{Children, Command};
+
 /// One thing an agent can do. The worker calls `check`, then (if it can be undone) reports what `prepare` gives and waits
 /// until that is recorded, then calls `run`. Each call may happen again after a crash; see [`ActionSpec`].
 #[async_trait]
@@ -110,6 +112,8 @@ pub struct Context {
     pub cancelled: CancellationToken,
     /// How it speaks while at work.
     pub voice: Arc<dyn Voice>,
+    /// How it starts programs, which end with the attempt.
+    pub children: Children,
 }
 
 /// What an action says while it works.
@@ -128,5 +132,15 @@ impl Context {
     /// A sentence, and 0 to 100 where it can tell.
     pub fn progress(&self, message: &str, percent: Option<u8>) {
         self.voice.progress(message, percent);
+    }
+
+    /// A line of its log.
+    pub fn log(&self, line: &str) {
+        self.voice.log(line);
+    }
+
+    /// A program to be started, which ends with the attempt; an action starts none in another way.
+    pub fn command(&self, program: impl Into<String>) -> Command {
+        self.children.command(program)
     }
 }

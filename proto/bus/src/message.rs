@@ -103,6 +103,25 @@ pub struct ActionOffer {
     pub output_schema: Option<Value>,
 }
 
+impl ActionOffer {
+    /// An action that promises nothing.
+    pub fn new(name: impl Into<String>, version: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            version: version.into(),
+            summary: String::new(),
+            idempotent: false,
+            undoable: false,
+            checkable: false,
+            concurrent_safe: false,
+            read_only: false,
+            scope: Scope::Host,
+            params_schema: None,
+            output_schema: None,
+        }
+    }
+}
+
 /// Where an action's work is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -1,0 +1,117 @@
+//! For authors of actions: call an action's parts in a test, and see what it said.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use muster_bus::message::Observation;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    action::{Action, ActionError, Checked, Context, Done, Voice},
+    guard::{Children, Guard},
+};
+
+/// An action on trial. Programs that it starts are real, but without a guard (see [`Guard::Off`]).
+pub struct Trial {
+    action: Arc<dyn Action>,
+    voice: Arc<Recorder>,
+    cancelled: CancellationToken,
+    children: Children,
+}
+
+/// What an action said.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Said {
+    /// Sentences, and percents.
+    pub progress: Vec<(String, Option<u8>)>,
+    /// Measurements.
+    pub observations: Vec<Observation>,
+    /// Lines of its log.
+    pub log: Vec<String>,
+}
+
+#[derive(Default)]
+struct Recorder {
+    said: Mutex<Said>,
+    secrets: BTreeMap<String, String>,
+}
+
+impl Trial {
+    /// Of an action without secrets.
+    pub fn new(action: impl Action) -> Self {
+        Self::with_secrets(action, BTreeMap::new())
+    }
+
+    /// Of an action that may use `secrets`.
+    pub fn with_secrets(action: impl Action, secrets: BTreeMap<String, String>) -> Self {
+        let cancelled = CancellationToken::new();
+        Self {
+            action: Arc::new(action),
+            voice: Arc::new(Recorder { said: Mutex::default(), secrets }),
+            children: Children::new(Guard::Off, None, cancelled.clone()),
+            cancelled,
+        }
+    }
+
+    /// What the action is given; for calls that are not here.
+    pub fn context(&self) -> Context {
+        Context { cancelled: self.cancelled.clone(), voice: self.voice.clone(), children: self.children.clone() }
+    }
+
+    /// Its `check`.
+    pub async fn check(&self, with: &Value) -> Result<Checked, ActionError> {
+        self.action.check(&self.context(), with).await
+    }
+
+    /// Its `prepare`.
+    pub async fn prepare(&self, with: &Value) -> Result<Value, ActionError> {
+        self.action.prepare(&self.context(), with).await
+    }
+
+    /// Its `run`.
+    pub async fn run(&self, with: &Value) -> Result<Done, ActionError> {
+        self.action.run(&self.context(), with).await
+    }
+
+    /// Its `undo`.
+    pub async fn undo(&self, with: &Value, prepared: &Value) -> Result<Done, ActionError> {
+        self.action.undo(&self.context(), with, prepared).await
+    }
+
+    /// Tell it to stop, as a cancelled attempt is told.
+    pub fn cancel(&self) {
+        self.cancelled.cancel();
+    }
+
+    /// What it has said so far.
+    pub fn said(&self) -> Said {
+        self.voice.said().clone()
+    }
+}
+
+impl Recorder {
+    fn said(&self) -> MutexGuard<'_, Said> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Voice for Recorder {
+    fn progress(&self, message: &str, percent: Option<u8>) {
+        self.said().progress.push((message.to_owned(), percent));
+    }
+
+    fn observe(&self, observation: Observation) {
+        self.said().observations.push(observation);
+    }
+
+    fn log(&self, line: &str) {
+        self.said().log.push(line.to_owned());
+    }
+
+    fn secret(&self, name: &str) -> Option<String> {
+        self.secrets.get(name).cloned()
+    }
+}

@@ -1,0 +1,144 @@
+//! Registration and beats.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use muster_bus::message::{Beat, BeatReply, PROTOCOL, Register, RegisterReply};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::{Shared, WorkerError};
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Between tries while another process of this name answers; it counts as lost after 30 s.
+const TAKEN_PAUSE: Duration = Duration::from_secs(5);
+/// A coordinator that names no sensible interval is not believed.
+const BEATS: std::ops::RangeInclusive<u64> = 50..=60_000;
+
+/// Register and beat as long as the worker lives; register again when told to.
+pub(super) async fn keep(shared: Arc<Shared>) -> Result<(), WorkerError> {
+    let mut said_draining = false;
+    loop {
+        let every = register(&shared).await?;
+        let mut beats = tokio::time::interval_at(Instant::now() + every, every);
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut unanswered = 0_u32;
+        loop {
+            tokio::select! {
+                _ = beats.tick() => {}
+                // At once, so that the coordinator stops sending tasks.
+                () = shared.draining.cancelled(), if !said_draining => said_draining = true,
+            }
+            match beat(&shared).await {
+                Ok(BeatReply { register_again: true, .. }) => break,
+                Ok(BeatReply { register_again: false, .. }) => unanswered = 0,
+                Err(error) => {
+                    unanswered += 1;
+                    if unanswered.is_power_of_two() {
+                        tracing::warn!(unanswered, error, "beats are not answered");
+                    }
+                }
+            }
+        }
+        tracing::info!("the coordinator asks for a new registration");
+    }
+}
+
+/// Until it is accepted; how often to beat.
+async fn register(shared: &Shared) -> Result<Duration, WorkerError> {
+    let mut pause = FIRST_PAUSE;
+    let mut tries = 0_u32;
+    loop {
+        tries += 1;
+        let asked = Instant::now();
+        let subject = shared.subjects.register(&shared.config.agent);
+        match ask::<_, RegisterReply>(shared, &subject, &message(shared)).await {
+            Ok(RegisterReply::Registered { cluster, term, beat_every_ms, now_ms, task_subject, .. }) => {
+                shared.clock.learn(asked, now_ms);
+                shared.book().enter(&cluster, term);
+                shared.registered.send_modify(|count| *count += 1);
+                let expected = shared.subjects.task(&shared.config.agent, &shared.instance);
+                if task_subject != expected {
+                    tracing::warn!(
+                        task_subject,
+                        expected,
+                        "the coordinator sends tasks to where this agent does not listen"
+                    );
+                }
+                tracing::info!(agent = shared.config.agent, instance = shared.instance, cluster, term, "registered");
+                return Ok(Duration::from_millis(beat_every_ms.clamp(*BEATS.start(), *BEATS.end())));
+            }
+            Ok(RegisterReply::Refused { why }) if *shared.registered.borrow() == 0 => {
+                return Err(WorkerError::Refused { agent: shared.config.agent.clone(), why });
+            }
+            Ok(RegisterReply::Refused { why }) => {
+                // What is at work goes on, and its reports have to get out.
+                tracing::error!(why, "the coordinator refuses this agent, which it knew before; trying again");
+                pause = LONGEST_PAUSE;
+            }
+            Ok(RegisterReply::IdInUse { instance }) => {
+                if tries.is_power_of_two() {
+                    tracing::warn!(
+                        other = instance,
+                        agent = shared.config.agent,
+                        "another process of this name answers; waiting"
+                    );
+                }
+                tokio::time::sleep(TAKEN_PAUSE).await;
+                continue;
+            }
+            Ok(RegisterReply::Retry { why }) => tracing::info!(why, "the coordinator can't register agents yet"),
+            Err(why) => {
+                if tries.is_power_of_two() {
+                    tracing::warn!(tries, why, "no coordinator answers; trying again");
+                }
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+fn message(shared: &Shared) -> Register {
+    let (holds, spooled) = {
+        let book = shared.book();
+        (book.names(super::voice::Live::is_at_work), book.spooled())
+    };
+    let config = &shared.config;
+    Register {
+        protocol: PROTOCOL,
+        agent: config.agent.clone(),
+        instance: shared.instance.clone(),
+        role: config.role.clone(),
+        labels: config.labels.clone(),
+        host: config.host.clone(),
+        slots: config.slots.max(1),
+        durable: shared.lock.is_some(),
+        actions: shared.catalogue.offers(),
+        holds,
+        spooled,
+        dead: shared.lock.as_ref().map(crate::lock::Lock::dead).unwrap_or_default(),
+        software: config.software.clone(),
+    }
+}
+
+async fn beat(shared: &Shared) -> Result<BeatReply, String> {
+    let (holds, cluster, draining) = {
+        let book = shared.book();
+        (book.names(|_| true), book.cluster().unwrap_or_default(), book.is_draining())
+    };
+    let asked = Instant::now();
+    let beat = Beat { cluster, instance: shared.instance.clone(), holds, draining };
+    let reply: BeatReply = ask(shared, &shared.subjects.beat(&shared.config.agent), &beat).await?;
+    shared.clock.learn(asked, reply.now_ms);
+    shared.obey(&reply.orders);
+    Ok(reply)
+}
+
+async fn ask<Q: Serialize, A: DeserializeOwned>(shared: &Shared, subject: &str, question: &Q) -> Result<A, String> {
+    let payload = serde_json::to_vec(question).map_err(|e| e.to_string())?;
+    let reply = shared.bus.request(subject, Bytes::from(payload), TIMEOUT).await.map_err(|e| e.to_string())?;
+    serde_json::from_slice(&reply).map_err(|e| format!("the answer can't be read: {e}"))
+}
