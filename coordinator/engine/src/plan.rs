@@ -10,6 +10,13 @@ use serde_json::Value;
 
 use crate::ids::{ActionName, Digest, HostLabel, PhaseId, StepId};
 
+mod catalogue;
+pub(crate) mod graph;
+mod resolve;
+
+pub use catalogue::{Catalogue, CatalogueEntry};
+pub use resolve::{DEFAULT_EVERY_MS, DEFAULT_RETRY, DEFAULT_STATUS_MS, DEFAULT_TIMEOUT_MS, resolve};
+
 /// A validated DAG of steps in phases.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
@@ -255,6 +262,13 @@ pub enum PlannedUndo {
 }
 
 impl Plan {
+    /// sha256 of the plan's RFC 8785 JSON: equal plans have equal digests, on every machine.
+    pub fn digest(&self) -> Digest {
+        let canonical =
+            serde_json_canonicalizer::to_vec(self).expect("a plan has string keys and finite numbers alone");
+        crate::playbook::digest_of(&canonical)
+    }
+
     /// Index of a step.
     pub fn step_index(&self, id: &str) -> Option<usize> {
         self.steps.iter().position(|s| s.id.as_str() == id)

@@ -87,7 +87,7 @@ fn conditions_that_cannot_be_judged() {
         ("steps.tls_certificate.state == 'x'", "No such key: state"),
         ("nobody == 1", "Undeclared reference to 'nobody'"),
         ("steps == 1", "Undeclared reference to 'steps'"),
-        ("", "mismatched input 'the end' expecting expression (at character 1)"),
+        ("", "there is no expression (at character 1)"),
         ("1 +", "mismatched input 'the end' expecting expression (at character 4)"),
         ("output.days_left / 0 == 1", "Division by zero of Int(45)"),
         ("9223372036854775807 + 1 > 0", "Overflow"),

@@ -25,6 +25,10 @@ use serde_json::Value;
 
 use super::scope::{Found, Scope};
 
+mod check;
+
+pub(crate) use check::{Problem, Reference, Type, check};
+
 /// Longest expression, in bytes.
 pub const MAX_EXPRESSION_BYTES: usize = 4096;
 /// Deepest nesting of an expression, counting operators, calls, lists and maps (`a && b && c` counts little, `a + b + c`
@@ -128,6 +132,9 @@ pub(crate) fn parse(expression: &str) -> Result<Expression, ExprError> {
             "the expression has {} bytes, at most {MAX_EXPRESSION_BYTES} are allowed",
             expression.len()
         )));
+    }
+    if expression.trim().is_empty() {
+        return Err(ExprError::Syntax { message: "there is no expression".to_owned(), column: 1 });
     }
     if brackets(expression) > MAX_BRACKETS {
         return Err(ExprError::Limit(format!("brackets are nested deeper than {MAX_BRACKETS}")));

@@ -1,0 +1,140 @@
+//! Steps, one by one.
+
+use super::{DAY_MS, Lint};
+use crate::playbook::{
+    schema::{Retry, Step},
+    tree::Path,
+};
+
+/// Longest time of one attempt.
+const MAX_TIMEOUT_MS: u64 = DAY_MS;
+
+impl Lint<'_> {
+    pub(super) fn all_steps(&mut self) {
+        for index in 0..self.steps.len() {
+            let (step, path) = (self.steps[index].step, self.steps[index].path.clone());
+            self.unsupported_in_step(&path, step);
+            self.who_and_what(&path, step);
+            self.times(&path, step);
+            if let Some(retry) = &step.retry {
+                self.retry(&path.key("retry"), retry);
+            }
+            if step.action.is_some() {
+                self.action(&path, step);
+            }
+        }
+    }
+
+    fn unsupported_in_step(&mut self, path: &Path, step: &Step) {
+        self.unsupported(
+            path,
+            &[
+                ("wait", step.wait.is_some()),
+                ("playbook", step.playbook.is_some()),
+                ("forEach", step.for_each.is_some()),
+                ("matrix", step.matrix.is_some()),
+                ("maxParallel", step.max_parallel.is_some()),
+                ("critical", step.critical.is_some()),
+                ("always", step.always.is_some()),
+            ],
+        );
+    }
+
+    fn who_and_what(&mut self, path: &Path, step: &Step) {
+        let kinds = [step.action.is_some(), step.wait.is_some(), step.playbook.is_some()];
+        match kinds.iter().filter(|present| **present).count() {
+            0 => self
+                .error(&path.key("action"), "MISSING_KEY", "\"action\" is missing")
+                .hint("say what is to be done: action: command.run"),
+            1 => {}
+            _ => self
+                .error(path, "INVALID_VALUE", "a step has one of action, wait and playbook")
+                .hint("make several steps of it"),
+        }
+        let Some(agent) = &step.agent else {
+            if step.action.is_some() {
+                self.error(&path.key("agent"), "MISSING_KEY", "\"agent\" is missing")
+                    .hint("say who does it: agent: {role: infra}");
+            }
+            return;
+        };
+        let path = path.key("agent");
+        self.token(&path.key("role"), &agent.role);
+        if let Some(host) = &agent.host {
+            self.token(&path.key("host"), host);
+        }
+    }
+
+    /// A name as it stands in a subject.
+    fn token(&mut self, path: &Path, token: &str) {
+        let fits = (1..=63).contains(&token.len())
+            && token.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-');
+        if !fits {
+            self.error(path, "INVALID_ID", format!("{token:?} is no name here"))
+                .hint("a to z, 0 to 9, _ and -, at most 63");
+        }
+    }
+
+    fn times(&mut self, path: &Path, step: &Step) {
+        let timeout = self.duration(&path.key("timeout"), step.timeout.as_ref(), 1, MAX_TIMEOUT_MS);
+        self.duration(&path.key("queueTimeout"), step.queue_timeout.as_ref(), 1, 30 * DAY_MS);
+        let status = self.duration(&path.key("status"), step.status.as_ref(), 1000, DAY_MS);
+        if let (Some(status), Some(timeout)) = (status, timeout)
+            && status > timeout
+        {
+            self.warning(
+                &path.key("status"),
+                "STATUS_AFTER_TIMEOUT",
+                "the step has timed out before it would say anything",
+            )
+            .hint("let it say how it goes more often");
+        }
+        let Some(verify) = &step.verify else {
+            return;
+        };
+        let path = path.key("verify");
+        let within = self.duration(&path.key("within"), verify.within.as_ref(), 0, DAY_MS);
+        let every = self.duration(&path.key("every"), verify.every.as_ref(), 100, DAY_MS);
+        if let (Some(within), Some(every)) = (within, every)
+            && every > within
+        {
+            self.warning(
+                &path.key("every"),
+                "VERIFY_ONCE",
+                "it looks only once: the next look would be after \"within\"",
+            )
+            .hint("look more often, or remove both");
+        }
+        if verify.expect.is_empty() {
+            self.error(&path.key("expect"), "EMPTY", "nothing is expected").hint("add a condition over output");
+        }
+    }
+
+    fn retry(&mut self, path: &Path, retry: &Retry) {
+        if let Some(attempts) = retry.max_attempts
+            && !(1..=100).contains(&attempts)
+        {
+            self.error(&path.key("maxAttempts"), "INVALID_VALUE", format!("{attempts} is not between 1 and 100"))
+                .hint("the first attempt counts too");
+        }
+        self.duration(&path.key("maxElapsed"), retry.max_elapsed.as_ref(), 1, 30 * DAY_MS);
+        let Some(backoff) = &retry.backoff else {
+            return;
+        };
+        let path = path.key("backoff");
+        let initial = self.duration(&path.key("initial"), backoff.initial.as_ref(), 1, DAY_MS);
+        let max = self.duration(&path.key("max"), backoff.max.as_ref(), 1, DAY_MS);
+        if let (Some(initial), Some(max)) = (initial, max)
+            && initial > max
+        {
+            self.error(&path.key("max"), "INVALID_VALUE", "the longest wait is shorter than the first one")
+                .hint("raise max, or lower initial");
+        }
+        if let Some(factor) = backoff.factor
+            && !(1.0..=10.0).contains(&factor)
+        {
+            self.error(&path.key("factor"), "INVALID_VALUE", format!("{factor} is not between 1 and 10"))
+                .hint("2 doubles the wait each time");
+        }
+    }
+}
