@@ -17,7 +17,7 @@ use tonic::{
 
 use crate::{
     config::Settings,
-    error::{CliError, Result},
+    error::{CliError, Result, chain},
 };
 
 const USUAL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -179,20 +179,6 @@ fn unreachable(server: &str, error: &tonic::transport::Error) -> CliError {
     CliError::failed("SERVER_UNREACHABLE", why)
         .at(server)
         .hint("start one with `muster serve`, or name another one with --server or MUSTER_SERVER")
-}
-
-/// An error with its causes, each said once.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

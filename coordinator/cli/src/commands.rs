@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use tokio::runtime::Runtime;
 
 use crate::{
-    args::{Cli, Command, InputArgs},
+    args::{AgentCommand, Cli, Command, InputArgs},
     client::Client,
     config::{Settings, Typed},
     error::{CliError, Exit, Found, Result},
@@ -18,6 +18,7 @@ use crate::{
 };
 
 mod agent;
+mod agent_run;
 mod follow;
 mod milestone;
 mod playbook;
@@ -59,6 +60,16 @@ pub(crate) fn main(cli: Cli) -> Exit {
 
 fn settings(cli: &Cli) -> Result<Settings> {
     let typed = Typed::global(&cli.global);
+    let typed = match &cli.command {
+        Command::Agent(AgentCommand::Run(args)) => typed.agent(args)?,
+        Command::Agent(_)
+        | Command::Playbook(_)
+        | Command::Run(_)
+        | Command::Step(_)
+        | Command::Milestone(_)
+        | Command::Token(_)
+        | Command::Completions { .. } => typed,
+    };
     Settings::load(&typed)
 }
 

@@ -71,6 +71,8 @@ pub(crate) struct ServeSettings {
     pub(crate) tls_cert: PathBuf,
     /// Its private key.
     pub(crate) tls_key: PathBuf,
+    /// Clear text on an address that others can reach.
+    pub(crate) clear_text: bool,
     /// Requests need no token.
     pub(crate) insecure: bool,
     /// How log lines look.
@@ -89,6 +91,7 @@ impl Default for ServeSettings {
             nats_nkey: PathBuf::new(),
             tls_cert: PathBuf::new(),
             tls_key: PathBuf::new(),
+            clear_text: false,
             insecure: false,
             log_format: LogFormat::Text,
             log: "info".to_owned(),
@@ -121,6 +124,8 @@ pub(crate) struct AgentSettings {
     pub(crate) data_dir: PathBuf,
     /// Programs that `command.run` may start; empty: none.
     pub(crate) allow: PathBuf,
+    /// Folder with a file for each secret; empty: none.
+    pub(crate) secrets: PathBuf,
     /// NATS servers, separated by commas.
     pub(crate) nats: String,
     /// File with an NKEY seed; empty: none.
@@ -142,6 +147,7 @@ impl Default for AgentSettings {
             slots: 4,
             data_dir: PathBuf::new(),
             allow: PathBuf::new(),
+            secrets: PathBuf::new(),
             nats: serve.nats,
             nats_nkey: PathBuf::new(),
             log_format: serve.log_format,

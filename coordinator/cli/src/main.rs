@@ -1,6 +1,8 @@
 //! The muster binary: the only composition root.
 
 mod args;
+mod bus;
+mod catalogue;
 mod client;
 mod commands;
 mod config;
@@ -8,6 +10,8 @@ mod error;
 mod printer;
 #[cfg(test)]
 mod reference;
+mod signal;
+mod telemetry;
 mod words;
 
 use std::process::ExitCode;
@@ -15,5 +19,9 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 fn main() -> ExitCode {
+    // An agent starts the programs of its actions through this binary again: before anything else, threads above all.
+    if std::env::args_os().nth(1).is_some_and(|first| first == "guard") {
+        std::process::exit(muster_agent::guard::run());
+    }
     commands::main(args::Cli::parse()).into()
 }

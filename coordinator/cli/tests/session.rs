@@ -44,3 +44,20 @@ fn completions_are_scripts() {
     assert!(bash.status.success());
     assert!(String::from_utf8_lossy(&bash.stdout).contains("complete -F _muster"));
 }
+
+#[test]
+fn an_agent_says_what_it_lacks() {
+    let mut session = Session::new();
+    session.run(&["agent", "run"]);
+    session.run(&["agent", "run", "--role", "infra", "--label", "site"]);
+    session.run(&["agent", "run", "--role", "infra", "--log", "loud=very"]);
+    session.write("allow.toml", "[commands.true]\npath = 'bin/true'\nsha256 = '00'\n");
+    session.run(&["agent", "run", "--role", "infra", "--allow", "allow.toml"]);
+    session.folder("secrets");
+    session.write("secrets/token", "hunter2\n");
+    session.mode("secrets/token", 0o644);
+    session.run(&["agent", "run", "--role", "infra", "--secrets", "secrets"]);
+    session.run(&["agent", "run", "--role", "infra", "--nats", "http://127.0.0.1:4222"]);
+    session.run(&["agent", "run", "--role", "infra", "--name", "not a name"]);
+    session.check("agent_run");
+}

@@ -23,6 +23,9 @@ pub(crate) struct DevArgs {
     pub(crate) allow: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) until: super::UntilArgs,
+    /// Which lines are logged on stderr.
+    #[arg(long, env = "MUSTER_LOG", default_value = "warn", value_name = "FILTER", hide_env_values = true)]
+    pub(crate) log: String,
 }
 
 /// `serve`
@@ -51,10 +54,18 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "MUSTER_TLS_KEY", value_name = "FILE", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tls_key: Option<PathBuf>,
+    /// Answer on an address that others can reach without TLS, for a proxy that adds it.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) clear_text: bool,
     /// Take every request without a token, as an admin's. For a machine of one's own.
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) insecure: bool,
+    /// Go on although records of the journal are lost: every open run then waits for a person.
+    #[arg(long)]
+    #[serde(skip)]
+    pub(crate) accept_loss: bool,
     #[command(flatten)]
     #[serde(flatten)]
     pub(crate) log: LogArgs,
@@ -100,6 +111,8 @@ pub(crate) enum LogFormat {
 /// Agents.
 #[derive(Debug, Subcommand)]
 pub(crate) enum AgentCommand {
+    /// Run an agent with the actions of a role.
+    Run(AgentRunArgs),
     /// List agents: state, slots, actions.
     List {
         #[command(flatten)]
@@ -150,6 +163,10 @@ pub(crate) struct AgentRunArgs {
     #[arg(long, env = "MUSTER_AGENT_ALLOW", value_name = "FILE", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) allow: Option<PathBuf>,
+    /// Folder whose files are the secrets that actions may use, each called as its file is [default: none].
+    #[arg(long, env = "MUSTER_AGENT_SECRETS", value_name = "FOLDER", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) secrets: Option<PathBuf>,
     #[command(flatten)]
     #[serde(flatten)]
     pub(crate) bus: BusArgs,
@@ -170,6 +187,18 @@ pub(crate) enum Role {
     Deployment,
     /// Actions that do nothing, for figures.
     Bench,
+}
+
+impl Role {
+    /// As steps ask for it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Infra => "infra",
+            Self::Integration => "integration",
+            Self::Deployment => "deployment",
+            Self::Bench => "bench",
+        }
+    }
 }
 
 /// The journal of a stopped coordinator.

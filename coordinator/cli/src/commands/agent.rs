@@ -1,8 +1,8 @@
-//! `muster agent …`, but for `agent run`.
+//! `muster agent …`
 
 use muster_proto::v1;
 
-use super::{App, goes_on, note_rest, page_size};
+use super::{App, agent_run, goes_on, note_rest, page_size};
 use crate::{
     args::{AgentCommand, PageArgs},
     error::{Exit, Result},
@@ -12,6 +12,7 @@ use crate::{
 
 pub(super) async fn run(app: &App, command: AgentCommand) -> Result<Exit> {
     match command {
+        AgentCommand::Run(_) => agent_run::run(app).await,
         AgentCommand::List { page } => list(app, &page).await,
         AgentCommand::Get { agent } => get(app, &agent).await,
         AgentCommand::Drain { agent } => drain(app, &agent).await,

@@ -48,6 +48,19 @@ impl Session {
         path
     }
 
+    /// Make a folder.
+    pub(crate) fn folder(&self, name: &str) -> PathBuf {
+        let path = self.home.path().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    /// Change who may do what with a file.
+    pub(crate) fn mode(&self, name: &str, mode: u32) {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(self.home.path().join(name), std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+
     /// A command of this session, not started yet.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_muster"));

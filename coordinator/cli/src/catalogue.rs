@@ -1,0 +1,42 @@
+//! Which actions an agent of each role has.
+
+use std::{path::Path, sync::Arc};
+
+use muster_agent::{Action, Catalogue, allow::Allow, command::CommandRun, noop::Noop};
+use muster_bus::message::ActionOffer;
+
+use crate::{
+    args::Role,
+    error::{CliError, Result, chain},
+};
+
+/// The actions of a role; `command.run` starts only what `allow` names.
+pub(crate) fn of_role(role: Role, allow: Allow) -> Result<Catalogue> {
+    let command: Arc<dyn Action> = Arc::new(CommandRun::new(allow));
+    let mut actions: Vec<Arc<dyn Action>> = match role {
+        Role::Infra => muster_infra::actions(),
+        Role::Integration | Role::Deployment => Vec::new(),
+        Role::Bench => return catalogue(vec![Arc::new(Noop)]),
+    };
+    actions.push(command);
+    catalogue(actions)
+}
+
+/// What plans may name though no agent offers it yet: every action that comes with this binary.
+pub(crate) fn shipped() -> Result<Vec<ActionOffer>> {
+    let mut offers = of_role(Role::Infra, Allow::default())?.offers();
+    offers.extend(of_role(Role::Bench, Allow::default())?.offers());
+    Ok(offers)
+}
+
+/// What `command.run` may start; no file: nothing.
+pub(crate) fn allow(path: &Path) -> Result<Allow> {
+    if path.as_os_str().is_empty() {
+        return Ok(Allow::default());
+    }
+    Allow::load(path).map_err(|e| CliError::usage("ALLOW_INVALID", chain(&e)))
+}
+
+fn catalogue(actions: Vec<Arc<dyn Action>>) -> Result<Catalogue> {
+    Catalogue::new(actions).map_err(|e| CliError::failed("CATALOGUE_INVALID", chain(&e)))
+}
