@@ -26,6 +26,8 @@ use crate::{
 const OUTPUT_LIMIT: usize = 64 * 1024;
 /// What a program gets of the agent's environment.
 const INHERITED: [&str; 6] = ["PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ"];
+/// Output that arrives later than this after the end of all is not waited for.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// How often the members of a session are killed until they are gone.
 const KILL_ROUNDS: u32 = 200;
 
@@ -138,7 +140,7 @@ impl Command {
         let failed = |error: io::Error| ActionError::permanent(format!("can't start {program}: {error}"));
         let mut child = self.spawn().map_err(failed)?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let (ended, end) = oneshot::channel();
+        let (ended, mut end) = oneshot::channel();
         let reaper = Reaper::new(child, &self.children).map_err(failed)?;
         // On its own, so that it goes on when this future is dropped.
         self.children.living.spawn(async move {
@@ -155,14 +157,26 @@ impl Command {
             if !guarded {
                 lifeline = None;
             }
-            let (stdout, stderr, status) = tokio::join!(read(stdout, self.limit), read(stderr, self.limit), end);
+            let (mut out, mut err) = (Kept::new(self.limit), Kept::new(self.limit));
+            let status = {
+                let reads = async { tokio::join!(out.read(stdout), err.read(stderr)) };
+                tokio::pin!(reads);
+                tokio::select! {
+                    _ = &mut reads => end.await,
+                    status = &mut end => {
+                        // Whoever still holds the other end was out of a killed guard's reach.
+                        let _ = tokio::time::timeout(LAST_WORDS, &mut reads).await;
+                        status
+                    }
+                }
+            };
             drop(lifeline);
             let status = status.map_err(|_| io::Error::other("nobody waited for it"))??;
             Ok(Output {
                 code: status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
-                stdout: String::from_utf8_lossy(&stdout.0).into_owned(),
-                stderr: String::from_utf8_lossy(&stderr.0).into_owned(),
-                truncated: stdout.1 || stderr.1,
+                stdout: String::from_utf8_lossy(&out.bytes).into_owned(),
+                stderr: String::from_utf8_lossy(&err.bytes).into_owned(),
+                truncated: out.truncated || err.truncated,
             })
         };
         tokio::select! {
@@ -203,18 +217,27 @@ async fn feed(pipe: &mut tokio::process::ChildStdin, order: &Order, stdin: &[u8]
 }
 
 /// What came, and whether there was more.
-async fn read(pipe: Option<impl AsyncRead + Unpin>, limit: usize) -> (Vec<u8>, bool) {
-    let Some(mut pipe) = pipe else { return (Vec::new(), false) };
-    let mut kept = Vec::new();
-    let mut truncated = false;
-    let mut buffer = vec![0; 8 * 1024];
-    // An error is an end.
-    while let Ok(count @ 1..) = pipe.read(&mut buffer).await {
-        let room = limit - kept.len();
-        kept.extend_from_slice(&buffer[..count.min(room)]);
-        truncated |= count > room;
+struct Kept {
+    bytes: Vec<u8>,
+    truncated: bool,
+    limit: usize,
+}
+
+impl Kept {
+    fn new(limit: usize) -> Self {
+        Self { bytes: Vec::new(), truncated: false, limit }
     }
-    (kept, truncated)
+
+    /// Until its end; an error is an end.
+    async fn read(&mut self, pipe: Option<impl AsyncRead + Unpin>) {
+        let Some(mut pipe) = pipe else { return };
+        let mut buffer = vec![0; 8 * 1024];
+        while let Ok(count @ 1..) = pipe.read(&mut buffer).await {
+            let room = self.limit - self.bytes.len();
+            self.bytes.extend_from_slice(&buffer[..count.min(room)]);
+            self.truncated |= count > room;
+        }
+    }
 }
 
 /// Waits for a guard and sees to it that nothing outlives it.
