@@ -18,7 +18,7 @@ fn kinds(events: &[Event]) -> Vec<&'static str> {
 fn a_run_goes_from_step_to_step_to_its_milestone() {
     let mut world = World::new(simple(vec![step("a", &[]), step("b", &[0])]));
     assert_eq!(
-        kinds(&world.history.iter().map(|(_, e)| e.clone()).collect::<Vec<_>>()),
+        kinds(&world.history.iter().map(|(_, e)| Event::clone(e)).collect::<Vec<_>>()),
         ["run_started", "phase_started"]
     );
     assert_eq!(world.places(), [("a".into(), Purpose::Run)]);

@@ -135,6 +135,7 @@ fn key(visit: &Visit) -> String {
     key
 }
 
+#[expect(clippy::print_stdout, reason = "how much was looked at is a result")]
 fn report(what: &str, seen: &Seen) {
     println!("{what}: {} distinct states, {} ends, {} moves", seen.states, seen.ends, seen.moves);
 }

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::{World, moves, phase, plan, step, verify};
 use jiff::SignedDuration;
 use muster_engine::{
@@ -92,7 +94,7 @@ fn drive(plan: Plan, choices: &[u16]) -> World {
 }
 
 fn replay(world: &World) -> Run {
-    let Event::RunStarted(started) = &world.history[0].1 else { panic!("the first event starts the run") };
+    let Event::RunStarted(started) = &*world.history[0].1 else { panic!("the first event starts the run") };
     let mut run = Run::start(world.history[0].0, started);
     for (at, event) in &world.history[1..] {
         run.apply(*at, event).expect("what was journalled can be replayed");
@@ -113,8 +115,8 @@ proptest! {
         prop_assert_eq!(&replay(&world), &world.run);
         let mut again = world.clone();
         for (_, event) in &mut again.history {
-            let json = serde_json::to_vec(event).unwrap();
-            *event = serde_json::from_slice(&json).unwrap();
+            let json = serde_json::to_vec(&**event).unwrap();
+            *event = Arc::new(serde_json::from_slice(&json).unwrap());
         }
         prop_assert_eq!(&again.history, &world.history);
         let snapshot: Run = serde_json::from_slice(&serde_json::to_vec(&world.run).unwrap()).unwrap();
@@ -186,12 +188,12 @@ proptest! {
     #[test]
     fn a_walk_back_leaves_nothing_out(plan in plans(), choices in choices()) {
         let world = drive(plan, &choices);
-        let walked = world.history.iter().any(|(_, e)| matches!(e, Event::RollbackStarted { .. }));
+        let walked = world.history.iter().any(|(_, e)| matches!(**e, Event::RollbackStarted { .. }));
         let forced = world.run.cancel.as_ref().is_some_and(|c| c.force);
         if walked && !forced && world.ended().is_some() {
             for (step, planned) in world.run.steps.iter().zip(&world.run.plan.steps) {
                 let resolved = world.history.iter().any(|(_, e)| {
-                    matches!(e, Event::StepResolved { step, .. } if *step == planned.id)
+                    matches!(&**e, Event::StepResolved { step, .. } if *step == planned.id)
                 });
                 if planned.undo == PlannedUndo::Auto && !step.prepared.is_empty() {
                     prop_assert!(resolved, "{} was left changed\n{}", planned.id, world.story());

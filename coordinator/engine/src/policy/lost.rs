@@ -19,11 +19,10 @@ pub enum AfterLoss {
 /// After a lost attempt of purpose `run`.
 pub fn after_lost_run(on_lost: OnLost, facts: ActionFacts) -> AfterLoss {
     match on_lost {
-        OnLost::Ask => AfterLoss::Ask,
         OnLost::Probe if facts.read_only => AfterLoss::RunAgain,
         OnLost::Probe if facts.checkable => AfterLoss::Probe,
         OnLost::Retry if facts.idempotent || facts.read_only => AfterLoss::RunAgain,
-        OnLost::Probe | OnLost::Retry => AfterLoss::Ask,
+        OnLost::Probe | OnLost::Retry | OnLost::Ask => AfterLoss::Ask,
     }
 }
 

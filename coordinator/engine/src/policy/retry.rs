@@ -45,3 +45,40 @@ pub fn seed(run: &str, step: &str, attempt: u32) -> u64 {
     }
     hash ^ (hash >> 32)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(factor: f64) -> RetryPolicy {
+        RetryPolicy { max_attempts: 4, initial_ms: 1_000, max_ms: 5_000, factor, max_elapsed_ms: None }
+    }
+
+    #[test]
+    fn the_wait_grows_by_the_factor_up_to_its_bound() {
+        let full = |factor, counted| backoff_ms(&policy(factor), counted, 0);
+        let table = [(2.0, [1_000, 2_000, 4_000, 5_000]), (1.0, [1_000; 4]), (0.0, [1_000; 4]), (f64::NAN, [1_000; 4])];
+        for (factor, waits) in table {
+            assert_eq!([full(factor, 1), full(factor, 2), full(factor, 3), full(factor, 4)], waits, "factor {factor}");
+        }
+        assert_eq!(full(10.0, u32::MAX), 5_000);
+    }
+
+    #[test]
+    fn the_jitter_takes_off_at_most_a_quarter_and_is_the_same_for_the_same_attempt() {
+        let waits: Vec<u64> = (0..200).map(|n| backoff_ms(&policy(1.0), 1, seed("run", "step", n))).collect();
+        assert!(waits.iter().all(|w| (750..=1_000).contains(w)), "{waits:?}");
+        let distinct: std::collections::BTreeSet<_> = waits.iter().collect();
+        assert!(distinct.len() > 50, "steps that failed together come back together");
+        assert_eq!(backoff_ms(&policy(1.0), 1, seed("run", "step", 7)), waits[7]);
+    }
+
+    #[test]
+    fn tries_end_by_number_and_by_time() {
+        let now = Timestamp::UNIX_EPOCH;
+        assert!(next_try(&policy(2.0), 3, Some(now), now, 0).is_some());
+        assert_eq!(next_try(&policy(2.0), 4, Some(now), now, 0), None);
+        let short = RetryPolicy { max_elapsed_ms: Some(999), ..policy(2.0) };
+        assert_eq!(next_try(&short, 1, Some(now), now, 0), None);
+    }
+}

@@ -38,3 +38,19 @@ pub fn remind_at(now: Timestamp) -> Timestamp {
 pub fn cannot_start_after(dispatch_until: Timestamp) -> Timestamp {
     after(dispatch_until, START_WITHIN_MS)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_for_an_agent_wakes_at_its_end_or_at_the_next_reminder() {
+        let start = Timestamp::UNIX_EPOCH;
+        let at = |ms| after(start, ms);
+        assert_eq!(queue_wake(start, start, None), at(REMIND_EVERY_MS));
+        assert_eq!(queue_wake(start, start, Some(5_000)), at(5_000));
+        assert_eq!(queue_wake(start, start, Some(2 * REMIND_EVERY_MS)), at(REMIND_EVERY_MS));
+        assert_eq!(queue_wake(at(REMIND_EVERY_MS), start, Some(REMIND_EVERY_MS + 1)), at(REMIND_EVERY_MS + 1));
+        assert_eq!(ends_by(start, u64::MAX), Timestamp::MAX);
+    }
+}

@@ -114,15 +114,7 @@ impl Run {
                 self.step_resolved(at, step, output.as_ref(), next, touched)
             }
             Event::AttemptAssigned(assigned) => self.attempt_assigned(at, assigned, touched),
-            Event::AttemptPrepared { step, attempt, undo } => {
-                let (i, n) = self.live(step, *attempt)?;
-                let step = self.touch(i, touched);
-                if step.attempts[n].purpose != Purpose::Run {
-                    return Err("only attempts of purpose run prepare an undo".into());
-                }
-                step.prepared.insert(*attempt, Arc::clone(undo));
-                Ok(())
-            }
+            Event::AttemptPrepared { step, attempt, undo } => self.attempt_prepared(step, *attempt, undo, touched),
             Event::StatusReported { step, attempt, status } => {
                 self.on_live(step, *attempt, touched, |a| a.status = Some(status.clone()))
             }
@@ -151,39 +143,19 @@ impl Run {
                 self.milestone(at, phase, state, touched)
             }
             Event::RunPaused { reason, question, remind_at } => {
-                refuse(self.pause.is_some(), "the run is paused already")?;
                 let (reason, question) = (reason.clone(), question.clone());
-                self.pause = Some(Pause { reason, question, since: at, remind_at: *remind_at });
-                touched.run = true;
-                Ok(())
+                self.run_paused(Pause { reason, question, since: at, remind_at: *remind_at }, touched)
             }
-            Event::RunResumed { reason: _ } => {
-                refuse(self.pause.is_none(), "the run is not paused")?;
-                self.pause = None;
-                touched.run = true;
-                self.wait_afresh(at, touched);
-                Ok(())
-            }
+            Event::RunResumed { reason: _ } => self.run_resumed(at, touched),
             Event::CancelRequested { reason, undo, force } => {
                 let cancel = Cancel { reason: reason.clone(), undo: *undo, force: *force, since: at };
                 self.cancel_requested(at, cancel, touched)
             }
-            Event::RollbackRequested { reason } => {
-                refuse(self.state != RunState::Running, "the run is being cancelled or walked back already")?;
-                self.state = RunState::RollingBack;
-                self.failure.get_or_insert_with(|| reason.clone());
-                self.close_open_steps(at, touched);
-                Ok(())
-            }
+            Event::RollbackRequested { reason } => self.rollback_requested(at, reason, touched),
             Event::RollbackStarted { reason, steps, irreversible } => {
-                refuse(self.state == RunState::Running, "nothing has stopped the run")?;
-                refuse(self.rollback.is_some(), "the walk back has begun already")?;
                 let remaining = steps.iter().map(|s| self.known(s)).collect::<Result<_, _>>()?;
                 let irreversible = irreversible.iter().map(|s| self.known(s)).collect::<Result<_, _>>()?;
-                self.state = RunState::RollingBack;
-                self.rollback = Some(Rollback { reason: reason.clone(), remaining, irreversible, since: at });
-                touched.run = true;
-                Ok(())
+                self.rollback_started(Rollback { reason: reason.clone(), remaining, irreversible, since: at }, touched)
             }
             Event::RunEnded { outcome, reason, outputs } => {
                 self.run_ended(at, *outcome, reason, touched);
@@ -308,6 +280,39 @@ impl Run {
         Ok(())
     }
 
+    fn run_paused(&mut self, pause: Pause, touched: &mut Touched) -> Result<(), String> {
+        refuse(self.pause.is_some(), "the run is paused already")?;
+        self.pause = Some(pause);
+        touched.run = true;
+        Ok(())
+    }
+
+    fn run_resumed(&mut self, at: Timestamp, touched: &mut Touched) -> Result<(), String> {
+        refuse(self.pause.is_none(), "the run is not paused")?;
+        self.pause = None;
+        touched.run = true;
+        self.wait_afresh(at, touched);
+        Ok(())
+    }
+
+    fn rollback_requested(&mut self, at: Timestamp, reason: &str, touched: &mut Touched) -> Result<(), String> {
+        refuse(self.state != RunState::Running, "the run is being cancelled or walked back already")?;
+        self.state = RunState::RollingBack;
+        self.failure.get_or_insert_with(|| reason.to_owned());
+        self.close_open_steps(at, touched);
+        Ok(())
+    }
+
+    fn rollback_started(&mut self, rollback: Rollback, touched: &mut Touched) -> Result<(), String> {
+        refuse(self.state == RunState::Running, "nothing has stopped the run")?;
+        refuse(self.rollback.is_some(), "the walk back has begun already")?;
+        refuse(self.live_steps().next().is_some(), "an attempt could be at work")?;
+        self.state = RunState::RollingBack;
+        self.rollback = Some(rollback);
+        touched.run = true;
+        Ok(())
+    }
+
     /// Nobody could take a step while the run was paused: the wait of each begins again.
     fn wait_afresh(&mut self, at: Timestamp, touched: &mut Touched) {
         for i in self.awake.clone() {
@@ -327,9 +332,8 @@ impl Run {
         touched.run = true;
         for i in 0..self.steps.len() {
             let next = match &self.steps[i].state {
-                StepState::Pending => StepState::Cancelled,
                 StepState::Queued { purpose: Purpose::Verify, .. } if self.steps[i].done => StepState::Succeeded,
-                StepState::Queued { .. } => StepState::Cancelled,
+                StepState::Pending | StepState::Queued { .. } => StepState::Cancelled,
                 StepState::Asking { question, kind, .. } => match kind {
                     QuestionKind::Failed | QuestionKind::UndoFailed => StepState::Failed { reason: question.clone() },
                     QuestionKind::NeedsPerson | QuestionKind::MayHaveRun => StepState::Cancelled,

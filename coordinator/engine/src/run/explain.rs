@@ -214,7 +214,11 @@ impl Run {
         let id = &self.plan.phases[p].id;
         Some(Waiting {
             subject: WaitingSubject::Milestone(id.clone()),
-            waits_for: format!("{} of {} steps of phase {id}", phase.open_steps, self.plan.phases[p].steps.len()),
+            waits_for: format!(
+                "{} of {} steps of phase {id} to end",
+                phase.open_steps,
+                self.plan.phases[p].steps.len()
+            ),
             on_whom: "the steps of its phase".to_owned(),
             since: phase.since,
             next_action: if next_at.is_none() && milestone.due_at.is_none() {

@@ -36,17 +36,14 @@ pub(crate) fn need(step: &Step, planned: &PlannedStep) -> Need {
     let changed = by_person || step.attempts.iter().any(|a| a.purpose == Purpose::Run && changed(a.end.as_ref()));
     let may_have = step.attempts.iter().any(|a| a.purpose == Purpose::Run && may_have_changed(a.end.as_ref()));
     match &planned.undo {
-        PlannedUndo::Nothing => Need::Nothing,
         PlannedUndo::Auto if !step.prepared.is_empty() => Need::Undo,
-        PlannedUndo::Auto if by_person && !step.attempts.iter().any(|a| may_have_changed(a.end.as_ref())) => {
-            Need::Irreversible
-        }
-        PlannedUndo::Auto => Need::Nothing,
+        PlannedUndo::Auto if by_person && !may_have => Need::Irreversible,
         PlannedUndo::Action { .. } if changed => Need::Undo,
         PlannedUndo::Action { .. } if may_have => Need::Ask,
-        PlannedUndo::Action { .. } => Need::Nothing,
         PlannedUndo::Irreversible if changed || may_have => Need::Irreversible,
-        PlannedUndo::Irreversible => Need::Nothing,
+        PlannedUndo::Nothing | PlannedUndo::Auto | PlannedUndo::Action { .. } | PlannedUndo::Irreversible => {
+            Need::Nothing
+        }
     }
 }
 

@@ -197,6 +197,19 @@ impl Run {
         Ok(())
     }
 
+    pub(super) fn attempt_prepared(
+        &mut self,
+        id: &StepId,
+        attempt: AttemptNumber,
+        undo: &Arc<Value>,
+        touched: &mut Touched,
+    ) -> Result<(), String> {
+        let (i, n) = self.live(id, attempt)?;
+        refuse(self.steps[i].attempts[n].purpose != Purpose::Run, "only attempts of purpose run prepare an undo")?;
+        self.touch(i, touched).prepared.insert(attempt, Arc::clone(undo));
+        Ok(())
+    }
+
     pub(super) fn attempt_ended(
         &mut self,
         at: Timestamp,

@@ -171,7 +171,7 @@ fn end_phase(run: &Run, p: usize, now: Timestamp) -> Vec<Event> {
     }
     events.push(Event::PhaseEnded { phase: phase(), outcome: PhaseOutcome::Completed });
     if let Some(milestone) = &run.phases[p].milestone {
-        let late = milestone.due_at.is_some_and(|due| now > due);
+        let late = milestone.due_at.is_some_and(|due| now >= due);
         events.push(Event::MilestoneReached { phase: phase(), late });
     }
     events

@@ -1,0 +1,273 @@
+//! Attempts that fail: retries, verification, what a failed step does to the others, gates.
+
+mod common;
+
+use common::{World, at, failed, gate, ok, phase, plan, simple, step, verify};
+use muster_engine::{
+    plan::OnFailure,
+    run::{
+        Command, Event, Rejection, WaitingSubject,
+        event::{FailureKind, GateVerdict, NotStarted, Outcome, PhaseOutcome, Purpose, RunOutcome},
+        state::{MilestoneState, RunState, StepState},
+    },
+};
+use serde_json::json;
+
+#[test]
+fn a_failure_that_may_pass_is_tried_again_after_a_growing_wait_until_no_try_is_left() {
+    let mut world = World::new(simple(vec![step("a", &[])]));
+    let mut waits = Vec::new();
+    for _ in 0..2 {
+        world.assign("a");
+        world.finish("a", failed(FailureKind::Retry));
+        let StepState::Queued { purpose: Purpose::Run, not_before, .. } = *world.state("a") else {
+            panic!("it is tried again")
+        };
+        assert_eq!(world.places(), [], "not before the wait is over");
+        let command = world.assignment("a", "infra-1-a");
+        assert!(matches!(world.try_command(&command), Err(Rejection::Forbidden { .. })));
+        waits.push(not_before.duration_since(world.now).as_millis());
+        world.now = not_before;
+        assert_eq!(world.places(), [("a".into(), Purpose::Run)]);
+    }
+    assert!((750..=1_000).contains(&waits[0]) && (1_500..=2_000).contains(&waits[1]), "{waits:?}");
+    world.assign("a");
+    world.finish("a", failed(FailureKind::Retry));
+    assert_eq!(world.ended(), Some(RunOutcome::Failed));
+}
+
+#[test]
+fn a_permanent_failure_is_not_tried_again() {
+    let mut world = World::new(simple(vec![step("a", &[])]));
+    world.assign("a");
+    world.finish("a", failed(FailureKind::Permanent));
+    assert_eq!(world.ended(), Some(RunOutcome::Failed));
+    assert_eq!(world.run.failure.as_deref(), Some("step a failed: it broke"));
+}
+
+#[test]
+fn no_attempt_starts_after_the_longest_time_for_tries() {
+    let mut a = step("a", &[]);
+    a.retry.max_elapsed_ms = Some(60_000);
+    let mut world = World::new(simple(vec![a]));
+    world.assign("a");
+    world.go_to(59);
+    world.finish("a", failed(FailureKind::Retry));
+    assert!(world.is_queued("a", Purpose::Run));
+    world.go_to(60).assign("a");
+    world.finish("a", failed(FailureKind::Retry));
+    assert_eq!(world.ended(), Some(RunOutcome::Failed));
+}
+
+#[test]
+fn denials_do_not_count_and_an_instance_that_refused_is_not_asked_again() {
+    let mut world = World::new(simple(vec![step("a", &[])]));
+    for n in 0..5 {
+        world.go_to(n * 10).assign("a");
+        let fence = world.fence("a");
+        world.command(&Command::Deny { fence, why: NotStarted::Busy });
+        assert!(world.is_queued("a", Purpose::Run));
+        assert_eq!(world.places(), [], "busy: not at once");
+    }
+    world.go_to(100).assign("a");
+    let fence = world.fence("a");
+    world.command(&Command::Deny { fence, why: NotStarted::Refused { why: "not allowed".to_owned() } });
+    let again = world.assignment("a", "infra-1-a");
+    assert!(matches!(world.try_command(&again), Err(Rejection::Forbidden { .. })));
+    world.assign_to("a", "infra-2-a");
+    world.finish("a", failed(FailureKind::Retry));
+    assert!(world.is_queued("a", Purpose::Run), "it was the first try that counts");
+}
+
+#[test]
+fn a_wait_for_an_agent_does_not_begin_again_with_each_denial() {
+    let mut a = step("a", &[]);
+    a.queue_timeout_ms = Some(60_000);
+    a.on_failure = OnFailure::Pause;
+    let mut world = World::new(simple(vec![a]));
+    for n in 0..6 {
+        world.go_to(n * 10).assign("a");
+        let fence = world.fence("a");
+        world.command(&Command::Deny { fence, why: NotStarted::Busy });
+    }
+    let wake = world.run.wake_up(at(55)).unwrap();
+    assert_eq!(wake.at, at(60));
+    world.go_to(60).tick();
+    assert!(world.is_asking("a"));
+}
+
+#[test]
+fn an_agent_that_needs_a_person_gets_a_question_asked_and_a_retry_goes_on() {
+    let mut world = World::new(simple(vec![step("a", &[])]));
+    world.assign("a");
+    world.finish("a", failed(FailureKind::NeedsPerson));
+    assert!(world.is_asking("a"));
+    let waiting = world.run.explain(world.now);
+    assert_eq!(waiting[0].subject, WaitingSubject::Step("a".into()));
+    assert_eq!((waiting[0].on_whom.as_str(), waiting[0].next_at), ("devops", Some(at(900))));
+    world.command(&Command::RetryStep { step: "a".into(), reason: "mended".to_owned() });
+    world.succeed("a");
+    assert_eq!(world.ended(), Some(RunOutcome::Succeeded));
+}
+
+#[test]
+fn tries_before_a_persons_retry_do_not_count() {
+    let mut a = step("a", &[]);
+    a.on_failure = OnFailure::Pause;
+    a.retry.max_attempts = 1;
+    let mut world = World::new(simple(vec![a]));
+    for _ in 0..3 {
+        world.assign("a");
+        world.finish("a", failed(FailureKind::Retry));
+        assert!(world.is_asking("a"));
+        world.command(&Command::Resume { reason: "again".to_owned() });
+        assert!(world.is_queued("a", Purpose::Run));
+    }
+}
+
+#[test]
+fn a_failure_that_pauses_stops_its_own_sub_graph_alone() {
+    let mut a = step("a", &[]);
+    a.on_failure = OnFailure::Pause;
+    let mut world = World::new(simple(vec![a, step("b", &[]), step("c", &[0]), step("d", &[1])]));
+    world.assign("a");
+    world.finish("a", failed(FailureKind::Permanent));
+    world.succeed("b");
+    world.succeed("d");
+    assert_eq!(world.places(), []);
+    assert_eq!(*world.state("c"), StepState::Pending);
+    assert_eq!(world.ended(), None);
+}
+
+#[test]
+fn a_failure_that_is_passed_by_skips_everything_behind_it_and_the_run_fails_at_its_end() {
+    let mut a = step("a", &[]);
+    a.on_failure = OnFailure::Continue;
+    let mut e = step("e", &[3]);
+    e.phase = 1;
+    let mut world = World::new(plan(
+        vec![phase("first"), phase("second")],
+        vec![a, step("b", &[]), step("c", &[0, 1]), step("d", &[2]), e],
+    ));
+    world.assign("b");
+    world.assign("a");
+    world.finish("a", failed(FailureKind::Permanent));
+    for skipped in ["c", "d", "e"] {
+        assert!(matches!(world.state(skipped), StepState::Skipped { .. }), "{skipped}");
+    }
+    assert_eq!(world.ended(), None, "b goes on");
+    let events = world.finish("b", ok(json!({})));
+    assert!(events.contains(&Event::PhaseEnded { phase: "first".into(), outcome: PhaseOutcome::Failed }));
+    assert_eq!(world.ended(), Some(RunOutcome::Failed));
+    assert_eq!(world.milestone(0), MilestoneState::Pending, "a phase with a failed step does not reach its milestone");
+}
+
+#[test]
+fn a_failure_that_undoes_waits_for_the_attempts_of_the_other_steps() {
+    let mut world = World::new(simple(vec![step("a", &[]), step("b", &[]), step("c", &[])]));
+    world.change("a");
+    world.assign("b");
+    world.prepare("b", json!("b was"));
+    world.assign("c");
+    world.finish("c", failed(FailureKind::Permanent));
+    assert_eq!(world.run.state, RunState::RollingBack);
+    assert!(world.run.rollback.is_none());
+    world.finish("b", ok(json!({})));
+    assert_eq!(world.places(), [("b".into(), Purpose::Undo)], "the last done first");
+}
+
+#[test]
+fn a_step_is_verified_again_and_again_until_it_holds_and_dependents_wait_for_it() {
+    let mut a = step("a", &[]);
+    a.verify = Some(verify("output.chain_valid && inputs.environment == 'staging'", 60_000, 5_000));
+    let mut world = World::new(simple(vec![a, step("b", &[0])]));
+    world.succeed("a");
+    assert_eq!(world.places(), [("a".into(), Purpose::Verify)]);
+    world.assign("a");
+    world.go_to(2).finish("a", ok(json!({ "chain_valid": false })));
+    assert!(world.is_queued("a", Purpose::Verify));
+    assert_eq!(world.places(), []);
+    assert_eq!(world.run.wake_up(world.now).unwrap().at, at(7));
+    world.go_to(7).assign("a");
+    world.finish("a", ok(json!({ "chain_valid": true })));
+    assert_eq!(*world.state("a"), StepState::Succeeded);
+    assert_eq!(world.places(), [("b".into(), Purpose::Run)]);
+}
+
+#[test]
+fn a_verification_whose_time_is_over_fails_like_an_attempt_that_may_pass() {
+    let mut a = step("a", &[]);
+    a.verify = Some(verify("output.fine", 0, 5_000));
+    a.retry.max_attempts = 2;
+    let mut world = World::new(simple(vec![a]));
+    for n in 0..2 {
+        world.go_to(n * 60).succeed("a");
+        assert!(world.is_queued("a", Purpose::Verify));
+        world.assign("a");
+        world.finish("a", ok(json!({ "fine": "a text is not true" })));
+    }
+    assert_eq!(world.ended(), Some(RunOutcome::Failed));
+    assert!(world.run.failure.as_ref().unwrap().contains("can't be judged"));
+}
+
+#[test]
+fn a_gate_that_fails_walks_back() {
+    let mut only = phase("only");
+    only.gate = Some(gate(&["steps.a.output.ms < 50"], &[]));
+    let mut world = World::new(plan(vec![only], vec![step("a", &[])]));
+    world.assign("a");
+    world.prepare("a", json!("was"));
+    let events = world.finish("a", ok(json!({ "ms": 90 })));
+    assert!(events.iter().any(|e| matches!(e, Event::GateJudged { verdict: GateVerdict::Failed, .. })));
+    assert_eq!(world.places(), [("a".into(), Purpose::Undo)]);
+    world.succeed("a");
+    assert_eq!(world.ended(), Some(RunOutcome::Failed));
+    assert!(world.run.failure.as_ref().unwrap().contains("`steps.a.output.ms < 50` is false"));
+}
+
+#[test]
+fn a_failure_condition_that_holds_fails_the_gate() {
+    let mut only = phase("only");
+    only.gate = Some(gate(&["true"], &["steps.a.output.errors > 0"]));
+    let mut world = World::new(plan(vec![only], vec![step("a", &[])]));
+    world.assign("a");
+    world.finish("a", ok(json!({ "errors": 3 })));
+    assert_eq!(world.ended(), Some(RunOutcome::Failed));
+}
+
+#[test]
+fn an_inconclusive_gate_pauses_with_a_question_and_is_judged_again_at_resume() {
+    let mut only = phase("only");
+    only.gate = Some(gate(&["steps.a.output.missing < 50"], &[]));
+    let mut world = World::new(plan(vec![only], vec![step("a", &[])]));
+    world.succeed("a");
+    assert!(world.run.pause.as_ref().unwrap().question.is_some());
+    let waiting = world.run.explain(world.now);
+    assert_eq!(waiting[0].subject, WaitingSubject::Gate("only".into()));
+    assert_eq!(waiting[0].next_at, Some(at(900)));
+    let events = world.command(&Command::Resume { reason: "look again".to_owned() });
+    assert_eq!(events.iter().filter(|e| matches!(e, Event::GateJudged { .. })).count(), 1);
+    assert!(world.run.pause.is_some());
+}
+
+#[test]
+fn a_condition_that_cannot_be_judged_fails_its_step() {
+    let mut b = step("b", &[0]);
+    b.when = Some("steps.a.output.missing".to_owned());
+    b.on_failure = OnFailure::Pause;
+    let mut world = World::new(simple(vec![step("a", &[]), b]));
+    world.succeed("a");
+    assert!(world.is_asking("b"));
+}
+
+#[test]
+fn an_agent_that_stops_by_itself_is_asked_about_only_where_doing_it_twice_does_harm() {
+    for (idempotent, asked) in [(true, false), (false, true)] {
+        let mut a = step("a", &[]);
+        a.action.facts.idempotent = idempotent;
+        let mut world = World::new(simple(vec![a]));
+        world.assign("a");
+        world.finish("a", Outcome::Cancelled { may_have_changed: true });
+        assert_eq!(world.is_asking("a"), asked);
+    }
+}

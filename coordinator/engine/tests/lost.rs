@@ -1,0 +1,266 @@
+//! Instances that come and go, attempts that nobody knows the end of, late and doubled reports.
+
+mod common;
+
+use common::{World, at, failed, ok, simple, step};
+use muster_engine::{
+    plan::{ActionScope, OnLost, Plan},
+    run::{
+        Command, Event, Fence, Outstanding, Rejection, Report, Resolution, Verdict, Wake,
+        event::{EndedBy, FailureKind, NotStarted, Outcome, Purpose, QuestionKind, RunOutcome, StatusNote},
+        state::StepState,
+    },
+};
+use serde_json::json;
+use std::sync::Arc;
+
+fn one(change: impl FnOnce(&mut muster_engine::plan::PlannedStep)) -> Plan {
+    let mut a = step("a", &[]);
+    change(&mut a);
+    simple(vec![a])
+}
+
+/// A run whose only attempt was lost with its process.
+fn buried(plan: Plan) -> World {
+    let mut world = World::new(plan);
+    world.assign("a");
+    world.command(&Command::BuryInstance { instance: "infra-1-a".into() });
+    world
+}
+
+fn asks(world: &World, wanted: QuestionKind) -> bool {
+    matches!(world.state("a"), StepState::Asking { kind, .. } if *kind == wanted)
+}
+
+#[test]
+fn lost_is_not_stopped() {
+    let mut world = World::new(one(|_| {}));
+    world.assign("a");
+    let events = world.command(&Command::LoseInstance { instance: "infra-1-a".into() });
+    assert!(matches!(events[..], [Event::AttemptLost { .. }]));
+    assert_eq!(*world.state("a"), StepState::Active);
+    assert_eq!(world.places(), []);
+    assert_eq!(world.command(&Command::LoseInstance { instance: "infra-1-a".into() }), []);
+    world.finish("a", ok(json!({})));
+    assert_eq!(world.ended(), Some(RunOutcome::Succeeded), "its report counts, however late");
+}
+
+#[test]
+fn what_follows_a_loss_is_written_in_a_table() {
+    use OnLost::{Ask, Probe, Retry};
+    // on_lost, checkable, idempotent, read_only → what follows
+    let table = [
+        (Probe, true, true, false, Some(Purpose::Probe)),
+        (Probe, true, false, false, Some(Purpose::Probe)),
+        (Probe, false, true, false, None),
+        (Probe, false, false, true, Some(Purpose::Run)),
+        (Retry, true, true, false, Some(Purpose::Run)),
+        (Retry, true, false, false, None),
+        (Ask, true, true, false, None),
+    ];
+    for (on_lost, checkable, idempotent, read_only, next) in table {
+        let world = buried(one(|a| {
+            a.on_lost = on_lost;
+            a.action.facts.checkable = checkable;
+            a.action.facts.idempotent = idempotent;
+            a.action.facts.read_only = read_only;
+        }));
+        match next {
+            Some(purpose) => assert!(world.is_queued("a", purpose), "{on_lost:?} {:?}", world.state("a")),
+            None => assert!(asks(&world, QuestionKind::MayHaveRun), "{on_lost:?} {:?}", world.state("a")),
+        }
+    }
+}
+
+#[test]
+fn a_probe_that_finds_it_done_ends_the_step_with_the_probes_output() {
+    let mut world = buried(one(|_| {}));
+    world.assign("a");
+    world.finish("a", ok(json!({ "found": true })));
+    assert_eq!(world.run.steps[0].output.as_deref(), Some(&json!({ "found": true })));
+    assert_eq!(world.ended(), Some(RunOutcome::Succeeded));
+}
+
+#[test]
+fn a_probe_that_finds_nothing_leads_to_a_new_try_or_to_a_question() {
+    for (idempotent, again) in [(true, true), (false, false)] {
+        let mut world = buried(one(|a| a.action.facts.idempotent = idempotent));
+        world.assign("a");
+        world.finish("a", Outcome::NotSatisfied { diff: "no file".to_owned() });
+        assert_eq!(world.is_queued("a", Purpose::Run), again);
+        assert_eq!(asks(&world, QuestionKind::MayHaveRun), !again);
+    }
+}
+
+#[test]
+fn a_probe_that_fails_is_a_question_and_one_that_is_lost_is_asked_again_three_times() {
+    let mut world = buried(one(|_| {}));
+    world.assign("a");
+    world.finish("a", failed(FailureKind::Retry));
+    assert!(asks(&world, QuestionKind::MayHaveRun));
+
+    let mut world = buried(one(|_| {}));
+    for _ in 0..2 {
+        world.assign("a");
+        world.command(&Command::BuryInstance { instance: "infra-1-a".into() });
+        assert!(world.is_queued("a", Purpose::Probe));
+    }
+    world.assign("a");
+    world.command(&Command::BuryInstance { instance: "infra-1-a".into() });
+    assert!(asks(&world, QuestionKind::MayHaveRun));
+}
+
+#[test]
+fn an_attempt_ends_by_the_clock_and_a_later_report_is_evidence_only() {
+    let mut world = World::new(one(|a| a.on_lost = OnLost::Ask));
+    let fence = world.assign("a");
+    let wake = world.run.wake_up(world.now).unwrap();
+    assert_eq!((wake.at, wake.why), (at(30 + 600 + 10), Wake::AttemptClock("a".into(), 1)));
+    world.go_to(639);
+    assert_eq!(world.tick(), [], "too early does nothing");
+    world.now = wake.at;
+    let events = world.tick();
+    let unknown = muster_engine::run::event::AttemptEnd::Unknown { ended_by: EndedBy::Clock };
+    assert!(matches!(&events[0], Event::AttemptEnded { end, .. } if *end == unknown));
+    let outcome = ok(json!({}));
+    assert_eq!(world.run.verdict(&fence, Report::Finished(&outcome)), Verdict::Stale);
+    let events = world.command(&Command::Finish { fence, outcome });
+    assert!(matches!(events[..], [Event::ReportArrivedStale { .. }]));
+    assert!(world.is_asking("a"));
+}
+
+#[test]
+fn the_clock_does_not_run_out_while_the_instance_says_that_it_holds_the_attempt() {
+    let mut world = World::new(one(|_| {}));
+    world.assign("a");
+    world.go_to(640);
+    let holds = vec![("a".into(), 1)];
+    let events = world.command(&Command::FindInstance { instance: "infra-1-a".into(), holds });
+    assert!(matches!(events[..], [Event::AttemptExtended { .. }]));
+    assert_eq!(world.tick(), []);
+    let waiting = world.run.explain(world.now);
+    assert!(waiting[0].waits_for.contains("past its timeout"), "{waiting:?}");
+    assert_eq!(waiting[0].next_at, Some(at(640 + 900)));
+    let resolve = Command::ResolveStep {
+        step: "a".into(),
+        resolution: Resolution::Succeeded,
+        reason: "it is done, the agent hangs".to_owned(),
+        output: None,
+    };
+    world.command(&resolve);
+    assert_eq!(world.ended(), Some(RunOutcome::Succeeded));
+}
+
+#[test]
+fn clocks_start_again_in_full() {
+    let mut world = World::new(one(|_| {}));
+    world.assign("a");
+    world.go_to(500).command(&Command::RestartClocks);
+    assert_eq!(world.run.wake_up(world.now).unwrap().at, at(500 + 600 + 10));
+    world.go_to(1110);
+    assert!(world.tick().iter().any(|e| matches!(e, Event::AttemptEnded { .. })));
+}
+
+#[test]
+fn a_found_instance_takes_its_mark_away_and_denies_what_it_never_had_once_nothing_can_reach_it() {
+    let mut world = World::new(one(|_| {}));
+    world.assign("a");
+    let find = |holds| Command::FindInstance { instance: "infra-1-a".into(), holds };
+    assert_eq!(world.command(&find(Vec::new())), [], "the task may still be on its way");
+    assert!(matches!(world.run.outstanding(world.now)[0], Outstanding::Dispatch(_)));
+    world.command(&Command::LoseInstance { instance: "infra-1-a".into() });
+    let events = world.command(&find(vec![("a".into(), 1)]));
+    assert!(matches!(events[..], [Event::AttemptFound { .. }]));
+    world.go_to(35);
+    let events = world.command(&find(Vec::new()));
+    let denied = muster_engine::run::event::AttemptEnd::NotStarted { why: NotStarted::Denied };
+    assert!(matches!(&events[0], Event::AttemptEnded { end, .. } if *end == denied));
+    assert_eq!(world.places(), [("a".into(), Purpose::Run)]);
+}
+
+#[test]
+fn host_scoped_work_stays_on_the_host_where_it_began() {
+    let mut world = World::new(one(|a| a.action.facts.scope = ActionScope::Host));
+    world.assign("a");
+    let fence = world.fence("a");
+    world.command(&Command::Deny { fence, why: NotStarted::Busy });
+    assert_eq!(world.run.host_for(0, Purpose::Run), None, "it has not begun");
+    world.go_to(5).assign("a");
+    world.command(&Command::BuryInstance { instance: "infra-1-a".into() });
+    assert_eq!(world.run.host_for(0, Purpose::Probe), Some(&"host-1".into()));
+    let elsewhere = Command::Assign {
+        step: "a".into(),
+        agent: "infra-2".into(),
+        instance: "infra-2-a".into(),
+        host: Some("host-2".into()),
+        dispatch_until: at(40),
+    };
+    assert!(matches!(world.try_command(&elsewhere), Err(Rejection::Forbidden { .. })));
+    let waiting = world.run.explain(world.now);
+    assert!(waiting[0].on_whom.contains("on host host-1"), "{waiting:?}");
+}
+
+#[test]
+fn a_person_may_end_an_attempt_that_is_lost_but_not_one_that_is_well() {
+    let mut world = World::new(one(|_| {}));
+    let fence = world.assign("a");
+    let word = Command::ResolveStep {
+        step: "a".into(),
+        resolution: Resolution::Retry,
+        reason: "the host is off".to_owned(),
+        output: None,
+    };
+    assert!(matches!(world.try_command(&word), Err(Rejection::Forbidden { .. })));
+    world.command(&Command::LoseInstance { instance: "infra-1-a".into() });
+    world.command(&word);
+    assert!(world.is_queued("a", Purpose::Run));
+    let outcome = ok(json!({}));
+    assert_eq!(world.run.verdict(&fence, Report::Finished(&outcome)), Verdict::Stale);
+}
+
+#[test]
+fn every_kind_of_report_gets_its_verdict() {
+    let mut world = World::new(simple(vec![step("a", &[]), step("b", &[0])]));
+    let fence = world.assign("a");
+    let (good, bad) = (ok(json!({})), failed(FailureKind::Permanent));
+    let (was, other) = (Arc::new(json!("was")), Arc::new(json!("other")));
+    let of = |world: &World, fence: &Fence, report| world.run.verdict(fence, report);
+    assert_eq!(of(&world, &fence, Report::Prepared(&was)), Verdict::New);
+    world.prepare("a", json!("was"));
+    assert_eq!(of(&world, &fence, Report::Prepared(&was)), Verdict::Repeated);
+    assert_eq!(of(&world, &fence, Report::Prepared(&other)), Verdict::Conflict);
+    assert_eq!(of(&world, &fence, Report::Finished(&good)), Verdict::New);
+    let impostor = Fence { instance: "infra-1-b".into(), ..fence.clone() };
+    assert_eq!(of(&world, &impostor, Report::Finished(&good)), Verdict::Stale);
+    world.finish("a", good.clone());
+    assert_eq!(of(&world, &fence, Report::Finished(&good)), Verdict::Repeated);
+    assert_eq!(of(&world, &fence, Report::Finished(&bad)), Verdict::Conflict);
+    assert_eq!(of(&world, &fence, Report::Prepared(&was)), Verdict::Stale, "it must not go on and change something");
+    let unknown = Fence { attempt: 2, ..fence.clone() };
+    assert_eq!(of(&world, &unknown, Report::Finished(&good)), Verdict::Unknown);
+    let nowhere = Fence { step: "zz".into(), ..fence.clone() };
+    assert_eq!(of(&world, &nowhere, Report::Finished(&good)), Verdict::Unknown);
+
+    assert_eq!(world.command(&Command::Finish { fence: fence.clone(), outcome: good.clone() }), []);
+    let conflict = world.try_command(&Command::Finish { fence, outcome: bad });
+    assert_eq!(conflict, Err(Rejection::Conflict { step: "a".into(), attempt: 1 }));
+    let unknown = world.try_command(&Command::Finish { fence: unknown, outcome: good.clone() });
+    assert_eq!(unknown, Err(Rejection::UnknownAttempt { step: "a".into(), attempt: 2 }));
+    assert_eq!(
+        world.try_command(&Command::Finish { fence: nowhere, outcome: good }),
+        Err(Rejection::UnknownStep("zz".into()))
+    );
+}
+
+#[test]
+fn a_status_is_journalled_when_it_says_something_new() {
+    let mut world = World::new(one(|_| {}));
+    let fence = world.assign("a");
+    let status = StatusNote { message: "copying".to_owned(), percent: Some(40), observations: Vec::new() };
+    let command = Command::ReportStatus { fence, status };
+    assert_eq!(world.command(&command).len(), 1);
+    assert_eq!(world.command(&command), []);
+    assert!(world.run.explain(world.now)[0].waits_for.contains("copying"));
+    world.finish("a", ok(json!({})));
+    assert_eq!(world.command(&command), [], "of an attempt that is over");
+}
