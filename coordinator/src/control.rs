@@ -140,7 +140,7 @@ pub fn run_state(run: &Run) -> &'static str {
         RunState::Running | RunState::Cancelling | RunState::RollingBack => {}
     }
     let asked = run.pause.as_ref().is_some_and(|p| p.question.is_some());
-    if asked || run.steps.iter().any(|s| matches!(s.state, StepState::Asking { .. })) {
+    if asked || run.awake.iter().any(|i| matches!(run.steps[*i].state, StepState::Asking { .. })) {
         return "WAITING";
     }
     if run.pause.is_some() {

@@ -2,6 +2,8 @@
 
 pub mod api;
 pub mod control;
+pub mod driver;
 pub mod journal;
 pub mod metrics;
+mod registry;
 pub mod store;

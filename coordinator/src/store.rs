@@ -170,6 +170,14 @@ impl Store {
         })
     }
 
+    /// The agents of all namespaces, as they were last journalled.
+    pub fn agents(&self) -> Result<Vec<AgentRow>, StoreError> {
+        self.with(|tree| {
+            let entries = tree.scan_prefix(key::AGENTS);
+            entries.map(|entry| entry.map_err(StoreError::from).and_then(|(key, row)| entry::parse(&key, &row))).collect()
+        })
+    }
+
     /// The run's last snapshot.
     pub fn snapshot(&self, run: &RunId) -> Result<Option<Snapshot>, StoreError> {
         let key = key::snapshot(run);

@@ -90,6 +90,9 @@ pub(super) fn request(id: &str) -> Vec<u8> {
     join(b'q', &[id])
 }
 
+/// All agents.
+pub(super) const AGENTS: &[u8] = b"a";
+
 /// All agents of a namespace.
 pub(super) fn agents(namespace: &Namespace) -> Vec<u8> {
     let mut key = join(b'a', &[namespace.as_str()]);

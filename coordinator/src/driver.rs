@@ -1,0 +1,414 @@
+//! Drives runs: one task owns one run; what it decides is on disk before anything of it leaves the process.
+//!
+//! ```text
+//! bus ─► intake ─► mailbox ─► run task: decide on a scratch copy, place, append once, wait for the sync
+//!                                └─► act: answers, tasks to agents, watchers, timers, projection
+//! ```
+//!
+//! Effects are derived from state, so that after a crash the same effects are derived again: [`Coordinator::open`] replays,
+//! and every run does what is outstanding.
+
+mod clock;
+mod control;
+mod convert;
+mod dispatch;
+pub(crate) mod entry;
+mod errors;
+mod explain;
+mod history;
+mod intake;
+mod playbooks;
+mod projector;
+mod recovery;
+mod report;
+mod requests;
+mod rows;
+mod run_task;
+mod runs;
+mod timers;
+mod turn;
+mod watch;
+
+use std::{sync::Arc, time::Duration};
+
+use muster_bus::{Bus, BusError, message::ActionOffer};
+use muster_engine::{
+    ids::{Actor, AgentName, Namespace, RunId},
+    run::{Run, Touched},
+};
+use tokio::sync::broadcast;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{error, info, warn};
+
+pub use self::clock::Clock;
+use self::{
+    entry::{Message, RunEntry},
+    intake::Intake,
+    playbooks::Planning,
+    projector::Projector,
+    requests::Request,
+    run_task::RunTask,
+    runs::{Logs, Runs, Statuses},
+    timers::Timers,
+};
+use crate::{
+    control::{ControlError, MilestoneView},
+    journal::{AppendError, Journal, NewRecord, StreamAppend, StreamId},
+    registry::{Leases, Registry},
+    store::{Store, StoreError},
+};
+
+/// Between two looks at leases and at the clock.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// Milestone changes that wait for a watcher at most.
+const MILESTONE_BACKLOG: usize = 1_024;
+
+/// How often things happen, in milliseconds. The defaults are the protocol's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Intervals {
+    /// Agents send a beat this often.
+    pub beat_every_ms: u64,
+    /// Without a beat for this long nothing new is given to an instance.
+    pub suspect_after_ms: u64,
+    /// Without a beat for this long an instance is lost.
+    pub lost_after_ms: u64,
+    /// Agents send a status this often while at work.
+    pub status_every_ms: u64,
+    /// At most one status per attempt is journalled in this time.
+    pub status_record_ms: u64,
+    /// A task is sent no later than this after its assignment.
+    pub dispatch_within_ms: u64,
+    /// An agent refuses a copy of a task that is older than this.
+    pub start_within_ms: u64,
+}
+
+impl Default for Intervals {
+    fn default() -> Self {
+        Self {
+            beat_every_ms: 5_000,
+            suspect_after_ms: 15_000,
+            lost_after_ms: 30_000,
+            status_every_ms: 180_000,
+            status_record_ms: 10_000,
+            dispatch_within_ms: 30_000,
+            start_within_ms: 5_000,
+        }
+    }
+}
+
+/// What a coordinator is made of.
+pub struct Config {
+    /// The truth.
+    pub journal: Arc<dyn Journal>,
+    /// Its projection, opened for the same cluster; a fresh one is filled from the journal.
+    pub store: Arc<Store>,
+    /// How agents are reached.
+    pub bus: Arc<dyn Bus>,
+    /// The data directory's id; messages of another one are ignored.
+    pub cluster: String,
+    /// Raised when the work changes owner.
+    pub term: u64,
+    /// Actions that plans may name though no agent offers them yet.
+    pub shipped: Vec<ActionOffer>,
+    /// How often things happen.
+    pub intervals: Intervals,
+    /// What says `now`.
+    pub clock: Clock,
+}
+
+impl Config {
+    /// With the protocol's intervals, the system's clock, term 1 and no shipped actions.
+    pub fn new(journal: Arc<dyn Journal>, store: Arc<Store>, bus: Arc<dyn Bus>, cluster: impl Into<String>) -> Self {
+        Self {
+            journal,
+            store,
+            bus,
+            cluster: cluster.into(),
+            term: 1,
+            shipped: Vec::new(),
+            intervals: Intervals::default(),
+            clock: Clock::default(),
+        }
+    }
+}
+
+/// Why a coordinator can't serve.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The projection can't be brought up to the log's end.
+    #[error("the store can't be filled from the journal")]
+    Store(#[from] StoreError),
+    /// Agents can't be heard.
+    #[error("the bus takes no subscriptions")]
+    Bus(#[from] BusError),
+}
+
+/// A coordinator at work; cheap to clone. It implements [`crate::control::Control`].
+#[derive(Clone)]
+pub struct Coordinator {
+    shared: Arc<Shared>,
+}
+
+impl Coordinator {
+    /// Replay the journal, bring the store up to its end, take up every run that has not ended, and serve.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. Damaged records are no error: the runs they belong to are put in quarantine.
+    pub async fn open(config: Config) -> Result<Self, OpenError> {
+        let (journal, store) = (Arc::clone(&config.journal), Arc::clone(&config.store));
+        let recovered = tokio::task::spawn_blocking(move || recovery::recover(&*journal, &store))
+            .await
+            .map_err(|e| StoreError::Io(format!("the recovery did not end: {e}")))??;
+        if let Some(last) = recovered.last_at {
+            config.clock.not_before(last);
+        }
+        let intake = Intake::open(&*config.bus).await?;
+        let shared = Arc::new(Shared::new(config));
+        let now = shared.clock.now();
+        for ((namespace, name), record) in recovered.agents {
+            shared.registry.restore(namespace, name, record, now);
+        }
+        info!(open = recovered.runs.len(), quarantined = recovered.quarantined.len(), "runs recovered");
+        for rebuilt in recovered.runs {
+            let entry = shared.adopt(rebuilt);
+            shared.tell(entry, Message::RestartClocks);
+        }
+        for (id, why, rebuilt) in recovered.quarantined {
+            error!(run_id = %id, "the run is put in quarantine: {why}");
+            shared.keep_quarantined(id, &why, rebuilt);
+        }
+        intake.serve(&shared);
+        shared.serve();
+        Ok(Self { shared })
+    }
+
+    /// Stop: nothing new is taken, what is appended is answered, the store follows up to the end. Runs stay open in the
+    /// journal, and go on when it is opened again.
+    pub async fn shutdown(&self) {
+        self.shared.stop.cancel();
+        for entry in self.shared.runs.all() {
+            entry.look_again();
+        }
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+    }
+
+    /// The data directory's id.
+    pub fn cluster(&self) -> &str {
+        &self.shared.cluster
+    }
+}
+
+/// What all parts of a coordinator share.
+pub(crate) struct Shared {
+    pub(crate) journal: Arc<dyn Journal>,
+    store: Arc<Store>,
+    bus: Arc<dyn Bus>,
+    cluster: String,
+    term: u64,
+    shipped: Vec<ActionOffer>,
+    intervals: Intervals,
+    clock: Clock,
+    /// Who does what nobody asked for.
+    ours: Actor,
+    registry: Registry,
+    timers: Timers,
+    runs: Runs,
+    statuses: Statuses,
+    logs: Logs,
+    projector: Projector,
+    planning: Planning,
+    milestones: broadcast::Sender<(Namespace, MilestoneView)>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Shared {
+    fn new(config: Config) -> Self {
+        let leases = Leases {
+            suspect_after_ms: config.intervals.suspect_after_ms,
+            lost_after_ms: config.intervals.lost_after_ms,
+        };
+        Self {
+            journal: config.journal,
+            store: config.store,
+            bus: config.bus,
+            cluster: config.cluster,
+            term: config.term,
+            shipped: config.shipped,
+            statuses: Statuses::new(config.intervals.status_record_ms),
+            intervals: config.intervals,
+            clock: config.clock,
+            ours: "muster".into(),
+            registry: Registry::new(leases),
+            timers: Timers::default(),
+            runs: Runs::default(),
+            logs: Logs::default(),
+            projector: Projector::new(),
+            planning: Planning::default(),
+            milestones: broadcast::Sender::new(MILESTONE_BACKLOG),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    fn serve(self: &Arc<Self>) {
+        let shared = Arc::clone(self);
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = shared.stop.cancelled() => {}
+                () = shared.timers.run(&shared.clock) => {}
+            }
+        });
+        let shared = Arc::clone(self);
+        self.tasks.spawn(async move { shared.projector.run(&shared).await });
+        let shared = Arc::clone(self);
+        self.tasks.spawn(async move { shared.sweep().await });
+    }
+
+    /// Watch leases and the clock until the coordinator stops.
+    async fn sweep(self: &Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(SWEEP_EVERY) => {}
+            }
+            if let Some(jump_ms) = self.clock.jumped() {
+                self.clock_jumped(jump_ms).await;
+            }
+            let now = self.clock.now();
+            if !self.bus.is_connected() {
+                // Nobody can be heard: silence says nothing.
+                self.registry.restart_leases(now);
+                continue;
+            }
+            for (instance, runs) in self.registry.sweep(now) {
+                warn!(%instance, runs = runs.len(), "an agent's lease has run out");
+                for entry in runs {
+                    self.tell(entry, Message::Lost { instance: instance.clone() });
+                }
+            }
+        }
+    }
+
+    async fn clock_jumped(self: &Arc<Self>, jump_ms: i64) {
+        warn!(jump_ms, "the wall clock has jumped; clocks of attempts start again");
+        let stream = StreamId("clock/wall".into());
+        let known = self.journal.read_stream(&stream, 0, usize::MAX).map(|r| r.len() as u64).unwrap_or_default();
+        let event = serde_json::json!({"type": "wall_clock_jumped", "jump_ms": jump_ms});
+        if let Ok(event) = serde_json::value::to_raw_value(&event) {
+            let records = vec![NewRecord { at: self.clock.now(), by: self.ours.clone(), event }];
+            if let Err(e) = self.append(vec![StreamAppend { stream, expected_seq: known, records }]).await {
+                warn!("the jump could not be journalled: {e}");
+            }
+        }
+        for entry in self.runs.all() {
+            self.tell(entry, Message::RestartClocks);
+        }
+    }
+
+    /// Append, and wait for the sync. What lists say of it has to be noted while the ticket lives.
+    async fn append(&self, appends: Vec<StreamAppend>) -> Result<projector::Ticket<'_>, AppendError> {
+        let ticket = self.projector.begin();
+        match self.journal.append(appends).await {
+            Ok(Ok(_)) => Ok(ticket),
+            Ok(Err(e)) => Err(e),
+            Err(_) => Err(AppendError::Unavailable("the journal has stopped".to_owned())),
+        }
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stop.is_cancelled()
+    }
+
+    fn actor_of(&self, agent: &AgentName) -> Actor {
+        format!("agent/{agent}").into()
+    }
+
+    /// Say something to a run that must not be lost, without waiting for room in its mailbox.
+    fn tell(self: &Arc<Self>, entry: Arc<RunEntry>, message: Message) {
+        if let Err(full) = entry.offer(message) {
+            let message = full.into_inner();
+            self.tasks.spawn(async move {
+                // A run that has left memory has ended, and needs to be told nothing.
+                let _ = entry.tell(message).await;
+            });
+        }
+    }
+
+    fn tell_milestones(&self, run: &Run, touched: &Touched) {
+        if touched.phases.is_empty() || self.milestones.receiver_count() == 0 {
+            return;
+        }
+        for phase in &touched.phases {
+            if let Some(view) = rows::milestone_view(run, *phase) {
+                let _ = self.milestones.send((run.namespace.clone(), view));
+            }
+        }
+    }
+
+    /// Take up a run that the journal has.
+    fn adopt(self: &Arc<Self>, rebuilt: recovery::Rebuilt) -> Arc<RunEntry> {
+        let run = Arc::new(rebuilt.run);
+        let (id, namespace) = (run.id.clone(), run.namespace.clone());
+        let (entry, inbox) =
+            RunEntry::new(self.runs.next_key(), id, namespace, Some(Arc::clone(&run)), rebuilt.started_by);
+        if let Err(there) = self.runs.insert(&entry) {
+            return there;
+        }
+        let mut task = RunTask::new(self, &entry, inbox, run);
+        task.resume();
+        self.tasks.spawn(task.serve());
+        entry
+    }
+
+    fn keep_quarantined(self: &Arc<Self>, id: RunId, why: &str, rebuilt: Option<recovery::Rebuilt>) {
+        let (run, by) = rebuilt.map_or((None, self.ours.clone()), |r| (Some(Arc::new(r.run)), r.started_by));
+        let namespace = run.as_ref().map_or_else(
+            || self.store.run(&id).ok().flatten().map_or_else(|| "default".into(), |row| row.namespace),
+            |r| r.namespace.clone(),
+        );
+        let (entry, _) = RunEntry::new(self.runs.next_key(), id, namespace, run.clone(), by);
+        entry.quarantine(why);
+        if let Some(run) = run {
+            self.projector.changed(&entry, &run);
+        }
+        let _ = self.runs.insert(&entry);
+    }
+
+    /// A run that may have left memory; none: there is no such run.
+    async fn load(self: &Arc<Self>, namespace: &Namespace, id: &RunId) -> Result<Option<Arc<RunEntry>>, ControlError> {
+        if let Some(entry) = self.runs.get(id) {
+            return Ok((entry.namespace == *namespace).then_some(entry));
+        }
+        let (journal, wanted) = (Arc::clone(&self.journal), id.clone());
+        let rebuilt = tokio::task::spawn_blocking(move || recovery::rebuild(&*journal, &wanted)).await;
+        let rebuilt = match rebuilt {
+            Ok(Ok(rebuilt)) => rebuilt,
+            Ok(Err(recovery::RebuildError::Read(e))) => return Err(errors::read_failed(&e)),
+            Ok(Err(recovery::RebuildError::Corrupt(why))) => return Err(errors::quarantined(id, &why)),
+            Err(_) => return Err(errors::stopping()),
+        };
+        let Some(rebuilt) = rebuilt.filter(|r| r.run.namespace == *namespace) else { return Ok(None) };
+        let entry = self.adopt(rebuilt);
+        if entry.run().is_some_and(|run| run.has_ended()) {
+            self.runs.ended(&entry);
+        }
+        Ok(Some(entry))
+    }
+
+    /// The same request again: the run that the first one started.
+    async fn repeated_start(self: &Arc<Self>, request: &Request) -> Result<Arc<Run>, ControlError> {
+        let taken = request.taken(&self.journal).map_err(|e| errors::read_failed(&e))?;
+        let id = taken.ok_or_else(errors::stopping)?.run()?;
+        match self.runs.get(&id).and_then(|entry| entry.run()) {
+            Some(run) => Ok(run),
+            None => match recovery::rebuild(&*self.journal, &id) {
+                Ok(Some(rebuilt)) => Ok(Arc::new(rebuilt.run)),
+                Ok(None) => Err(errors::run_not_found(&id)),
+                Err(e) => Err(errors::quarantined(&id, &e.to_string())),
+            },
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! What can be asked of a coordinator, done. Answers come from what is on disk: a run's view is published after its sync, and
+//! lists wait for the store to follow.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use muster_engine::{
+    ids::{AgentName, Digest, Namespace, RunId},
+    playbook::Finding,
+    run::{Command, Run, RunStarted},
+};
+use serde_json::{Value, json};
+use tokio::sync::{broadcast, oneshot};
+use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
+
+use super::{
+    Coordinator, Shared,
+    entry::{Message, RunEntry},
+    errors, history,
+    requests::Request,
+    rows,
+    run_task::RunTask,
+    watch,
+};
+use crate::{
+    control::{
+        AgentView, Caller, Control, ControlError, Explanation, MilestoneView, Page, Planned, PlaybookRevision,
+        PlaybookSource, RunEvent, RunFilter, RunSummary, Watch,
+    },
+    registry::records::AgentEvent,
+    store::{MilestoneRow, RunRow, StoreError},
+};
+
+/// No page is longer.
+const PAGE_AT_MOST: usize = 1_000;
+
+#[async_trait]
+impl Control for Coordinator {
+    async fn lint(&self, namespace: &Namespace, yaml: &str) -> Vec<Finding> {
+        self.shared.lint(namespace, yaml)
+    }
+
+    async fn submit_playbook(
+        &self,
+        namespace: &Namespace,
+        yaml: &str,
+        validate_only: bool,
+        caller: &Caller,
+    ) -> Result<PlaybookRevision, ControlError> {
+        self.shared.submit(namespace, yaml, validate_only, caller).await
+    }
+
+    async fn playbook(
+        &self,
+        namespace: &Namespace,
+        name: &str,
+        revision: Option<&Digest>,
+    ) -> Result<PlaybookRevision, ControlError> {
+        self.shared.playbook(namespace, name, revision).await
+    }
+
+    async fn list_playbooks(
+        &self,
+        namespace: &Namespace,
+        page_size: usize,
+        page_token: &str,
+    ) -> Result<Page<PlaybookRevision>, ControlError> {
+        self.shared.list_playbooks(namespace, page_of(page_size), page_token).await
+    }
+
+    async fn plan(
+        &self,
+        namespace: &Namespace,
+        source: &PlaybookSource,
+        inputs: Value,
+    ) -> Result<Planned, ControlError> {
+        self.shared.plan(namespace, source, inputs).await
+    }
+
+    async fn start_run(
+        &self,
+        namespace: &Namespace,
+        source: &PlaybookSource,
+        inputs: Value,
+        note: &str,
+        plan_digest: Option<&Digest>,
+        validate_only: bool,
+        caller: &Caller,
+    ) -> Result<Arc<Run>, ControlError> {
+        let named = match source {
+            PlaybookSource::Stored { name, revision } => json!([name, revision]),
+            PlaybookSource::Inline(yaml) => json!(yaml),
+        };
+        let body = json!(["start_run", namespace, named, inputs, note, plan_digest]).to_string();
+        let request = Request::new(namespace, caller, &body);
+        if request.taken(&self.shared.journal).map_err(|e| errors::read_failed(&e))?.is_some() {
+            return self.shared.repeated_start(&request).await;
+        }
+        let planned = self.shared.plan(namespace, source, inputs).await?;
+        if plan_digest.is_some_and(|wanted| *wanted != planned.digest) {
+            return Err(errors::plan_changed(&planned.digest));
+        }
+        let started = RunStarted {
+            run: uuid::Uuid::now_v7().to_string().into(),
+            namespace: namespace.clone(),
+            plan: planned.plan,
+            plan_digest: planned.digest,
+            note: note.to_owned(),
+        };
+        if validate_only {
+            return Ok(Arc::new(Run::start(self.shared.clock.now(), &started)));
+        }
+        self.shared.start(started, request).await
+    }
+
+    async fn run(&self, namespace: &Namespace, id: &RunId) -> Result<Arc<Run>, ControlError> {
+        let entry = self.shared.existing(namespace, id).await?;
+        entry.run().ok_or_else(|| match entry.view().quarantine {
+            Some(why) => errors::quarantined(id, &why),
+            None => errors::run_not_found(id),
+        })
+    }
+
+    async fn list_runs(
+        &self,
+        namespace: &Namespace,
+        filter: &RunFilter,
+        page_size: usize,
+        page_token: &str,
+    ) -> Result<Page<RunSummary>, ControlError> {
+        let (namespace, filter, token) = (namespace.clone(), filter.clone(), page_token.to_owned());
+        let page = self
+            .shared
+            .look_up(move |store| store.list_runs(&namespace, &filter, page_of(page_size), &token))
+            .await?;
+        Ok(Page {
+            items: page.items.into_iter().map(summary_of).collect(),
+            next_page_token: page.next_page_token,
+        })
+    }
+
+    async fn command_run(
+        &self,
+        namespace: &Namespace,
+        id: &RunId,
+        command: Command,
+        caller: &Caller,
+    ) -> Result<Arc<Run>, ControlError> {
+        let request = Request::new(namespace, caller, &format!("command_run {namespace} {id} {command:?}"));
+        let entry = self.shared.existing(namespace, id).await?;
+        let (answer, answered) = oneshot::channel();
+        let message = Message::Command { command: Box::new(command), request: Box::new(request), answer };
+        if entry.offer(message).is_err() {
+            let why = entry.view().quarantine;
+            return Err(why.map_or_else(|| errors::busy(id), |why| errors::quarantined(id, &why)));
+        }
+        answered.await.map_err(|_| errors::stopping())?
+    }
+
+    async fn run_events(
+        &self,
+        namespace: &Namespace,
+        id: &RunId,
+        after_seq: u64,
+        limit: usize,
+    ) -> Result<Vec<RunEvent>, ControlError> {
+        let run = self.run(namespace, id).await?;
+        let events = history::events(&self.shared.journal, id, after_seq, run.seq);
+        let mut events = std::pin::pin!(events.take(limit.min(PAGE_AT_MOST)));
+        let mut page = Vec::new();
+        while let Some(event) = events.next().await {
+            page.push(event?);
+        }
+        Ok(page)
+    }
+
+    async fn watch_run(
+        &self,
+        namespace: &Namespace,
+        id: &RunId,
+        after_seq: u64,
+    ) -> Result<Watch<RunEvent>, ControlError> {
+        let entry = self.shared.existing(namespace, id).await?;
+        let (watcher, watched) = watch::channel();
+        let (reply, now) = oneshot::channel();
+        if entry.offer(Message::Watch { watcher, reply }).is_err() {
+            let why = entry.view().quarantine;
+            return Err(why.map_or_else(|| errors::busy(id), |why| errors::quarantined(id, &why)));
+        }
+        let run = now.await.map_err(|_| errors::stopping())?;
+        if after_seq > run.seq {
+            return Err(errors::seq_ahead(after_seq, run.seq));
+        }
+        let before = history::events(&self.shared.journal, id, after_seq, run.seq);
+        Ok(if run.has_ended() { Box::pin(before) } else { Box::pin(before.chain(watched)) })
+    }
+
+    async fn explain_run(&self, namespace: &Namespace, id: &RunId) -> Result<Vec<Explanation>, ControlError> {
+        let entry = self.shared.existing(namespace, id).await?;
+        Ok(self.shared.explain(&entry))
+    }
+
+    async fn list_milestones(
+        &self,
+        namespace: &Namespace,
+        run: Option<&RunId>,
+        page_size: usize,
+        page_token: &str,
+    ) -> Result<Page<MilestoneView>, ControlError> {
+        let (namespace, run, token) = (namespace.clone(), run.cloned(), page_token.to_owned());
+        let page = self
+            .shared
+            .look_up(move |store| store.list_milestones(&namespace, run.as_ref(), page_of(page_size), &token))
+            .await?;
+        Ok(Page { items: page.items.into_iter().map(milestone_of).collect(), next_page_token: page.next_page_token })
+    }
+
+    async fn watch_milestones(
+        &self,
+        namespace: &Namespace,
+        run: Option<&RunId>,
+    ) -> Result<Watch<MilestoneView>, ControlError> {
+        if let Some(id) = run {
+            self.shared.existing(namespace, id).await?;
+        }
+        Ok(milestones_of(self.shared.milestones.subscribe(), namespace.clone(), run.cloned()))
+    }
+
+    async fn list_agents(
+        &self,
+        namespace: &Namespace,
+        page_size: usize,
+        page_token: &str,
+    ) -> Result<Page<AgentView>, ControlError> {
+        let page_size = page_of(page_size);
+        let mut items = self.shared.registry.views(namespace, page_token, page_size + 1);
+        let more = items.len() > page_size;
+        items.truncate(page_size);
+        let last = items.last().filter(|_| more).map(|a| a.name.as_str().to_owned());
+        Ok(Page { items, next_page_token: last.unwrap_or_default() })
+    }
+
+    async fn agent(&self, namespace: &Namespace, name: &AgentName) -> Result<AgentView, ControlError> {
+        self.shared.registry.view(namespace, name).ok_or_else(|| errors::agent_not_found(name))
+    }
+
+    async fn drain_agent(
+        &self,
+        namespace: &Namespace,
+        name: &AgentName,
+        caller: &Caller,
+    ) -> Result<AgentView, ControlError> {
+        let shared = &self.shared;
+        let Some((seq, instance, draining)) = shared.registry.drain_at(namespace, name) else {
+            return Err(errors::agent_not_found(name));
+        };
+        if !draining {
+            let event = AgentEvent::AgentDrained { instance };
+            let at = shared.clock.now();
+            let appended = shared.append_agent(namespace, name, seq, &event, caller.actor.clone(), at).await;
+            let noting = appended.map_err(|e| errors::append_failed(&e))?;
+            shared.registry.drain(namespace, name, seq + 1);
+            shared.projector.agent_changed(namespace, name);
+            drop(noting);
+        }
+        self.agent(namespace, name).await
+    }
+}
+
+impl Shared {
+    /// Start a run of a plan; answered when its start, and what could be assigned at once, is on disk.
+    pub(super) async fn start(self: &Arc<Self>, started: RunStarted, request: Request) -> Result<Arc<Run>, ControlError> {
+        if self.is_stopping() {
+            return Err(errors::stopping());
+        }
+        let (id, namespace) = (started.run.clone(), started.namespace.clone());
+        let (entry, inbox) = RunEntry::new(self.runs.next_key(), id, namespace, None, request.actor.clone());
+        if self.runs.insert(&entry).is_err() {
+            return Err(errors::busy(&entry.id));
+        }
+        let (answer, answered) = oneshot::channel();
+        self.tasks.spawn(RunTask::start(Arc::clone(self), entry, inbox, started, request, answer));
+        answered.await.map_err(|_| errors::stopping())?
+    }
+
+    /// A run that is there, in memory or not.
+    async fn existing(self: &Arc<Self>, namespace: &Namespace, id: &RunId) -> Result<Arc<RunEntry>, ControlError> {
+        self.load(namespace, id).await?.ok_or_else(|| errors::run_not_found(id))
+    }
+
+    /// Ask the store, once it has what was on disk when the question came.
+    pub(super) async fn look_up<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&crate::store::Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, ControlError> {
+        self.projector.settled().await;
+        let store = Arc::clone(&self.store);
+        let answer = tokio::task::spawn_blocking(move || question(&store)).await;
+        answer.map_err(|_| errors::stopping())?.map_err(|e| errors::store_failed(&e))
+    }
+}
+
+fn page_of(asked: usize) -> usize {
+    if asked == 0 { 100 } else { asked.min(PAGE_AT_MOST) }
+}
+
+fn summary_of(row: RunRow) -> RunSummary {
+    RunSummary {
+        state: rows::state_word(&row.state),
+        id: row.id,
+        namespace: row.namespace,
+        playbook: row.playbook,
+        started_at: row.started_at,
+        started_by: row.started_by,
+        ended_at: row.ended_at,
+    }
+}
+
+fn milestone_of(row: MilestoneRow) -> MilestoneView {
+    MilestoneView {
+        run: row.run,
+        playbook: row.playbook,
+        phase: row.phase.as_str().to_owned(),
+        name: row.name,
+        state: row.state,
+        since: row.since,
+        due_at: row.due_at,
+    }
+}
+
+fn milestones_of(
+    changes: broadcast::Receiver<(Namespace, MilestoneView)>,
+    namespace: Namespace,
+    run: Option<RunId>,
+) -> Watch<MilestoneView> {
+    let changes = BroadcastStream::new(changes).filter_map(move |change| {
+        let change = match change {
+            Ok((of, view)) if of == namespace && run.as_ref().is_none_or(|id| *id == view.run) => Some(Ok(view)),
+            Ok(_) => None,
+            Err(BroadcastStreamRecvError::Lagged(_)) => Some(Err(watch::too_slow())),
+        };
+        std::future::ready(change)
+    });
+    // An error is the last thing a watcher hears.
+    Box::pin(changes.scan(false, |over, change| {
+        let item = (!*over).then_some(change);
+        *over |= matches!(item, Some(Err(_)));
+        std::future::ready(item)
+    }))
+}

@@ -1,0 +1,119 @@
+//! Carries a task to its instance: again and again until it is answered, or until nothing may be sent any more.
+//!
+//! No answer is no denial: only the instance's own word that it will not start the attempt goes back to the run.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use muster_bus::{
+    BusError,
+    message::{AttemptKey, Task, TaskReply},
+    subject::{Subjects, shard_of},
+};
+use muster_engine::run::{Dispatch, Fence, Run, event::NotStarted};
+use tracing::{debug, warn};
+
+use super::{
+    Shared, convert,
+    entry::{Message, RunEntry},
+};
+
+/// How long one copy of a task waits for its answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+
+/// Between two copies, at first; twice that each time.
+const AGAIN_AFTER: Duration = Duration::from_millis(50);
+
+/// Between two copies, at most.
+const AGAIN_AT_MOST: Duration = Duration::from_secs(1);
+
+/// A task on its way.
+pub(super) struct Errand {
+    fence: Fence,
+    until: Timestamp,
+    subject: String,
+    task: Task,
+}
+
+impl Errand {
+    /// The task of an unconfirmed attempt.
+    pub(super) fn new(shared: &Shared, run: &Run, dispatch: Dispatch) -> Self {
+        let subjects = Subjects::new(run.namespace.as_str());
+        let report_subject = subjects.report(shard_of(run.id.as_str()), dispatch.agent.as_str());
+        let task = Task {
+            cluster: shared.cluster.clone(),
+            term: shared.term,
+            key: AttemptKey {
+                run: run.id.as_str().to_owned(),
+                step: dispatch.step.as_str().to_owned(),
+                attempt: dispatch.attempt,
+            },
+            purpose: convert::purpose(dispatch.purpose),
+            action: dispatch.action.name.as_str().to_owned(),
+            version: dispatch.action.version.clone(),
+            with: (*dispatch.with).clone(),
+            undo: dispatch.undo.map(|u| (*u).clone()),
+            prepare: dispatch.prepare,
+            secrets: dispatch.secrets.to_vec(),
+            timeout_ms: dispatch.timeout_ms,
+            status_ms: dispatch.status_ms,
+            sent_at_ms: 0,
+            start_within_ms: shared.intervals.start_within_ms,
+            report_subject,
+        };
+        let subject = subjects.task(dispatch.agent.as_str(), dispatch.instance.as_str());
+        let fence = Fence {
+            step: dispatch.step,
+            attempt: dispatch.attempt,
+            agent: dispatch.agent,
+            instance: dispatch.instance,
+        };
+        Self { fence, until: dispatch.dispatch_until, subject, task }
+    }
+
+    /// Send until it is answered or its time is over. A denial is told to the run.
+    pub(super) async fn run(mut self, shared: Arc<Shared>, entry: Arc<RunEntry>) {
+        let mut pause = AGAIN_AFTER;
+        loop {
+            let now = shared.clock.now();
+            if now >= self.until {
+                debug!(run_id = %entry.id, step_id = %self.fence.step, attempt = self.fence.attempt, "no answer to the task in time");
+                return;
+            }
+            self.task.sent_at_ms = now.as_millisecond();
+            match self.send(&shared).await {
+                Ok(TaskReply::Accepted) => return,
+                Ok(TaskReply::Busy) => return self.deny(&entry, NotStarted::Busy).await,
+                Ok(TaskReply::Draining) => return self.deny(&entry, NotStarted::Draining).await,
+                Ok(TaskReply::Refused { why }) => return self.deny(&entry, NotStarted::Refused { why }).await,
+                Err(BusError::TooLarge { size, limit }) => {
+                    let why = format!("the task has {size} bytes, and the bus carries {limit}");
+                    return self.deny(&entry, NotStarted::Refused { why }).await;
+                }
+                Err(e @ BusError::BadSubject(_)) => {
+                    return self.deny(&entry, NotStarted::Refused { why: e.to_string() }).await;
+                }
+                Err(e @ (BusError::NoResponders(_) | BusError::Timeout(_) | BusError::Disconnected(_))) => {
+                    debug!(run_id = %entry.id, step_id = %self.fence.step, attempt = self.fence.attempt, "task not answered: {e}");
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(AGAIN_AT_MOST);
+        }
+    }
+
+    async fn send(&self, shared: &Shared) -> Result<TaskReply, BusError> {
+        let payload = serde_json::to_vec(&self.task).map_err(|e| BusError::Disconnected(e.to_string()))?;
+        let reply = shared.bus.request(&self.subject, Bytes::from(payload), ANSWER_WITHIN).await?;
+        serde_json::from_slice(&reply).map_err(|e| {
+            warn!(agent = %self.fence.agent, "the answer to a task can't be read: {e}");
+            BusError::Timeout(self.subject.clone())
+        })
+    }
+
+    async fn deny(self, entry: &RunEntry, why: NotStarted) {
+        // A run with an unconfirmed attempt does not leave memory but with the process.
+        let _ = entry.tell(Message::Deny { fence: self.fence, why }).await;
+    }
+}

@@ -1,0 +1,128 @@
+//! Errors of [`crate::control`], made in one place so that a code always comes with the same class and hint.
+
+use muster_engine::{
+    ids::{AgentName, Digest, RunId},
+    playbook::Finding,
+    run::Rejection,
+};
+
+use crate::{
+    control::{ControlError, ControlErrorKind},
+    journal::{AppendError, ReadError},
+    store::StoreError,
+};
+
+pub(super) fn error(
+    kind: ControlErrorKind,
+    code: &'static str,
+    message: impl Into<String>,
+    hint: impl Into<String>,
+) -> ControlError {
+    ControlError { kind, code, message: message.into(), hint: hint.into(), findings: Vec::new() }
+}
+
+pub(super) fn invalid(code: &'static str, message: impl Into<String>, findings: Vec<Finding>) -> ControlError {
+    let hint = if findings.is_empty() { "" } else { "mend the findings and submit again" };
+    ControlError { findings, ..error(ControlErrorKind::Invalid, code, message, hint) }
+}
+
+pub(super) fn run_not_found(id: &RunId) -> ControlError {
+    error(ControlErrorKind::NotFound, "RUN_NOT_FOUND", format!("there is no run {id}"), "list the runs: muster run list")
+}
+
+pub(super) fn agent_not_found(name: &AgentName) -> ControlError {
+    let hint = "list the agents: muster agent list";
+    error(ControlErrorKind::NotFound, "AGENT_NOT_FOUND", format!("there is no agent {name}"), hint)
+}
+
+pub(super) fn quarantined(id: &RunId, why: &str) -> ControlError {
+    let message = format!("run {id} is in quarantine: {why}");
+    let hint = "check the journal (muster journal verify); the run does nothing until its records are whole";
+    error(ControlErrorKind::FailedPrecondition, "RUN_QUARANTINED", message, hint)
+}
+
+pub(super) fn stopping() -> ControlError {
+    let hint = "ask again once it is back";
+    error(ControlErrorKind::Unavailable, "COORDINATOR_STOPPING", "the coordinator is stopping", hint)
+}
+
+pub(super) fn busy(id: &RunId) -> ControlError {
+    let message = format!("run {id} has too many requests waiting");
+    error(ControlErrorKind::Unavailable, "RUN_BUSY", message, "ask again in a moment")
+}
+
+pub(super) fn rejected(rejection: &Rejection) -> ControlError {
+    let message = rejection.to_string();
+    match rejection {
+        Rejection::UnknownStep(_) => {
+            let hint = "the steps of a run: muster run get";
+            error(ControlErrorKind::NotFound, "STEP_NOT_FOUND", message, hint)
+        }
+        Rejection::RunEnded => {
+            error(ControlErrorKind::FailedPrecondition, "RUN_ENDED", message, "start a new run")
+        }
+        Rejection::Forbidden { .. } => {
+            let hint = "see what the run waits for: muster run explain";
+            error(ControlErrorKind::FailedPrecondition, "TRANSITION_FORBIDDEN", message, hint)
+        }
+        Rejection::UnknownAttempt { .. } => {
+            error(ControlErrorKind::NotFound, "ATTEMPT_NOT_FOUND", message, "")
+        }
+        Rejection::Conflict { .. } => {
+            error(ControlErrorKind::FailedPrecondition, "ATTEMPT_ENDED", message, "")
+        }
+        Rejection::Broken(_) => error(ControlErrorKind::Internal, "INTERNAL", message, ""),
+    }
+}
+
+pub(super) fn append_failed(e: &AppendError) -> ControlError {
+    match e {
+        AppendError::TooLarge { .. } => {
+            let hint = "make the document, the inputs or the outputs smaller";
+            error(ControlErrorKind::ResourceExhausted, "RECORD_TOO_LARGE", e.to_string(), hint)
+        }
+        AppendError::Damaged { .. } => {
+            let hint = "check the journal: muster journal verify";
+            error(ControlErrorKind::Internal, "JOURNAL_UNREADABLE", e.to_string(), hint)
+        }
+        AppendError::Conflict { .. } | AppendError::Unavailable(_) => {
+            let hint = "whether it was recorded is not known: ask again with the same request id";
+            error(ControlErrorKind::Unavailable, "JOURNAL_UNAVAILABLE", e.to_string(), hint)
+        }
+    }
+}
+
+pub(super) fn read_failed(e: &ReadError) -> ControlError {
+    let hint = "check the journal: muster journal verify";
+    error(ControlErrorKind::Internal, "JOURNAL_UNREADABLE", e.to_string(), hint)
+}
+
+pub(super) fn store_failed(e: &StoreError) -> ControlError {
+    match e {
+        StoreError::BadPageToken => error(ControlErrorKind::Invalid, "BAD_PAGE_TOKEN", e.to_string(), ""),
+        StoreError::Damaged(_) | StoreError::Io(_) => {
+            let hint = "ask again in a moment; the store is rebuilt from the journal at the next start";
+            error(ControlErrorKind::Unavailable, "STORE_UNAVAILABLE", e.to_string(), hint)
+        }
+    }
+}
+
+pub(super) fn seq_ahead(asked: u64, at: u64) -> ControlError {
+    let message = format!("the run is at sequence number {at}, not yet at {asked}");
+    error(ControlErrorKind::OutOfRange, "SEQ_OUT_OF_RANGE", message, "watch from 0, or from a number that was read")
+}
+
+pub(super) fn plan_changed(is: &Digest) -> ControlError {
+    let message = format!("the plan has the digest {is}, which is not the one asked for");
+    let hint = "look at the plan again: muster playbook plan; start it with its digest";
+    error(ControlErrorKind::FailedPrecondition, "PLAN_CHANGED", message, hint)
+}
+
+pub(super) fn playbook_not_found(name: &str) -> ControlError {
+    let message = format!("there is no playbook {name}, or no such revision of it");
+    error(ControlErrorKind::NotFound, "PLAYBOOK_NOT_FOUND", message, "list the playbooks: muster playbook list")
+}
+
+pub(super) fn unwritable(e: &serde_json::Error) -> ControlError {
+    error(ControlErrorKind::Internal, "INTERNAL", format!("a record can't be written as JSON: {e}"), "")
+}

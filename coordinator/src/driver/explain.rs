@@ -1,0 +1,49 @@
+//! What a run waits for: what its state says, and what only placement knows.
+
+use muster_engine::run::{Outstanding, WaitingSubject};
+
+use super::{Shared, entry::RunEntry};
+use crate::{control::Explanation, registry::placement::Wish};
+
+impl Shared {
+    /// Everything of a run that waits.
+    pub(super) fn explain(&self, entry: &RunEntry) -> Vec<Explanation> {
+        let view = entry.view();
+        let now = self.clock.now();
+        let Some(run) = view.run else { return Vec::new() };
+        if let Some(why) = view.quarantine {
+            return vec![Explanation {
+                subject: "run".to_owned(),
+                waits_for: format!("its records to be whole: {why}"),
+                on_whom: "whoever operates this coordinator".to_owned(),
+                since: run.updated_at,
+                next_action: "nothing is done for the run".to_owned(),
+                next_at: None,
+                hint: "muster journal verify".to_owned(),
+            }];
+        }
+        let mut reasons = Vec::new();
+        for one in run.outstanding(now) {
+            if let Outstanding::Place(place) = one {
+                let step = place.step.clone();
+                reasons.push((step, self.registry.why_not(&run.namespace, &Wish::of(place))));
+            }
+        }
+        let waiting = run.explain(now).into_iter().map(|w| {
+            let reason = match &w.subject {
+                WaitingSubject::Step(step) => reasons.iter().find(|(of, _)| of == step).map(|(_, why)| why),
+                WaitingSubject::Run | WaitingSubject::Milestone(_) | WaitingSubject::Gate(_) => None,
+            };
+            Explanation {
+                subject: w.subject.to_string(),
+                waits_for: reason.map_or(w.waits_for.clone(), |why| format!("{}: {why}", w.waits_for)),
+                on_whom: w.on_whom,
+                since: w.since,
+                next_action: w.next_action,
+                next_at: w.next_at,
+                hint: w.hint,
+            }
+        });
+        waiting.collect()
+    }
+}

@@ -1,0 +1,102 @@
+//! Events of a run as the journal has them, each with the run after it.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use futures_util::{Stream, stream};
+use muster_engine::ids::RunId;
+
+use super::{
+    errors,
+    recovery::{Rebuilt, after},
+    run_task::stream_of,
+};
+use crate::{
+    control::{ControlError, RunEvent},
+    journal::{Journal, Record, StreamId},
+};
+
+/// Records read at a time.
+const CHUNK: usize = 500;
+
+/// Events after one sequence number up to another. The run is folded from its first record on, whatever is asked for.
+pub(super) fn events(
+    journal: &Arc<dyn Journal>,
+    id: &RunId,
+    after_seq: u64,
+    until_seq: u64,
+) -> impl Stream<Item = Result<RunEvent, ControlError>> + Send + use<> {
+    let reader = Reader {
+        journal: Arc::clone(journal),
+        id: id.clone(),
+        stream: stream_of(id),
+        after_seq,
+        until_seq,
+        records: VecDeque::new(),
+        rebuilt: None,
+        failed: false,
+    };
+    stream::unfold(reader, |mut reader| async move {
+        let item = reader.next().await?;
+        reader.failed = item.is_err();
+        Some((item, reader))
+    })
+}
+
+struct Reader {
+    journal: Arc<dyn Journal>,
+    id: RunId,
+    stream: StreamId,
+    after_seq: u64,
+    until_seq: u64,
+    records: VecDeque<Record>,
+    rebuilt: Option<Rebuilt>,
+    failed: bool,
+}
+
+impl Reader {
+    async fn next(&mut self) -> Option<Result<RunEvent, ControlError>> {
+        loop {
+            let seq = self.rebuilt.as_ref().map_or(0, |r| r.run.seq);
+            if self.failed || seq >= self.until_seq {
+                return None;
+            }
+            let Some(record) = self.records.pop_front() else {
+                match self.read(seq).await {
+                    Ok(records) if records.is_empty() => return None,
+                    Ok(records) => self.records = records,
+                    Err(e) => return Some(Err(e)),
+                }
+                continue;
+            };
+            match self.fold(&record) {
+                Ok(None) => {}
+                Ok(Some(event)) => return Some(Ok(event)),
+                Err(why) => return Some(Err(errors::quarantined(&self.id, &why))),
+            }
+        }
+    }
+
+    async fn read(&self, after_seq: u64) -> Result<VecDeque<Record>, ControlError> {
+        let (journal, stream) = (Arc::clone(&self.journal), self.stream.clone());
+        let read = tokio::task::spawn_blocking(move || journal.read_stream(&stream, after_seq, CHUNK)).await;
+        Ok(read.map_err(|_| errors::stopping())?.map_err(|e| errors::read_failed(&e))?.into())
+    }
+
+    fn fold(&mut self, record: &Record) -> Result<Option<RunEvent>, String> {
+        let rebuilt = after(self.rebuilt.take(), record)?;
+        let wanted = record.seq > self.after_seq;
+        let event = if wanted {
+            Some(RunEvent {
+                seq: record.seq,
+                at: record.at,
+                by: record.by.clone(),
+                event: serde_json::from_str(record.event.get()).map(Arc::new).map_err(|e| e.to_string())?,
+                run: Arc::new(rebuilt.run.clone()),
+            })
+        } else {
+            None
+        };
+        self.rebuilt = Some(rebuilt);
+        Ok(event)
+    }
+}

@@ -1,0 +1,294 @@
+//! From the journal to runs in memory, and to rows in the store. Damage stays with the streams it is in.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use jiff::Timestamp;
+use muster_engine::{
+    ids::{Actor, AgentName, Namespace, RunId},
+    run::{Event, Run},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::sync::Arc;
+use tracing::{error, info};
+
+use super::{rows, run_task::stream_of};
+use crate::{
+    journal::{Journal, Position, ReadError, Record, StreamId},
+    registry::records::{AgentEvent, AgentRecord, agent_of},
+    store::{AgentRow, PlaybookRow, Store, StoreError, StoreWrite},
+};
+
+/// So many writes to the store are gathered before they are handed over.
+const WRITES: usize = 2_000;
+
+/// Records read of one stream at a time.
+const CHUNK: usize = 1_000;
+
+/// A revision of a playbook was submitted: the only event of the stream `playbook/{namespace}/{name}`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(super) enum PlaybookEvent {
+    /// A new revision, or an older one again: it becomes the newest.
+    PlaybookSubmitted {
+        revision: muster_engine::ids::Digest,
+        owner: String,
+        yaml: Arc<str>,
+    },
+}
+
+/// What the journal says, as far as the coordinator has to know it to go on.
+#[derive(Default)]
+pub(super) struct Recovered {
+    /// Runs that have not ended.
+    pub(super) runs: Vec<Rebuilt>,
+    /// Runs whose records can't be believed, and why.
+    pub(super) quarantined: Vec<(RunId, String, Option<Rebuilt>)>,
+    pub(super) agents: BTreeMap<(Namespace, AgentName), AgentRecord>,
+    /// The last time in the journal.
+    pub(super) last_at: Option<Timestamp>,
+}
+
+/// A run as its stream has made it.
+pub(super) struct Rebuilt {
+    pub(super) run: Run,
+    pub(super) started_by: Actor,
+}
+
+/// Why a run can't be rebuilt.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RebuildError {
+    /// The journal can't be read there.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// What was read does not fit.
+    #[error("{0}")]
+    Corrupt(String),
+}
+
+/// Bring the store up to the log's end, and give back what has to be in memory.
+///
+/// # Errors
+/// Only if the store can't be written at all; damage in the log is in [`Recovered::quarantined`].
+pub(super) fn recover(journal: &dyn Journal, store: &Store) -> Result<Recovered, StoreError> {
+    let mut recovered = Recovered::default();
+    let mut open: BTreeSet<RunId> = store.open_runs()?.into_iter().collect();
+    restore_agents(store, &mut recovered)?;
+    let mut pass = Pass::new(store.position());
+    for item in journal.read(store.position()) {
+        match item {
+            Ok((position, record)) => {
+                recovered.last_at = recovered.last_at.max(Some(record.at));
+                pass.take(store, position, record, &mut recovered)?;
+            }
+            Err(e) => pass.damaged(&e),
+        }
+    }
+    open.extend(pass.touched.iter().cloned());
+    for id in pass.ended.drain() {
+        open.remove(&id);
+    }
+    for id in &open {
+        let rebuilt = match pass.building.remove(id) {
+            Some(rebuilt) if !pass.victims.contains_key(id) => Ok(Some(rebuilt)),
+            Some(_) | None => rebuild(journal, id),
+        };
+        match (rebuilt, pass.victims.remove(id)) {
+            (Ok(Some(rebuilt)), None) => recovered.runs.push(rebuilt),
+            (Ok(rebuilt), Some(why)) => recovered.quarantined.push((id.clone(), why, rebuilt)),
+            (Ok(None), None) => {
+                recovered.quarantined.push((id.clone(), "its stream is not in the journal".to_owned(), None));
+            }
+            (Err(e), _) => recovered.quarantined.push((id.clone(), e.to_string(), None)),
+        }
+    }
+    for (id, why) in pass.victims.drain() {
+        recovered.quarantined.push((id, why, None));
+    }
+    for rebuilt in &recovered.runs {
+        recovered.last_at = recovered.last_at.max(Some(rebuilt.run.updated_at));
+        pass.writes.extend(rows::writes_of(&rebuilt.run, &rebuilt.started_by, false));
+    }
+    pass.flush(store, journal.head().position)?;
+    Ok(recovered)
+}
+
+/// Fill an empty store from the log while the coordinator runs.
+pub(super) fn refill(journal: &dyn Journal, store: &Store) -> Result<(), StoreError> {
+    recover(journal, store).map(drop)
+}
+
+/// A run from its stream; none when the journal has no such stream.
+pub(super) fn rebuild(journal: &dyn Journal, id: &RunId) -> Result<Option<Rebuilt>, RebuildError> {
+    let stream = stream_of(id);
+    let mut rebuilt: Option<Rebuilt> = None;
+    loop {
+        let seq = rebuilt.as_ref().map_or(0, |r| r.run.seq);
+        let records = journal.read_stream(&stream, seq, CHUNK)?;
+        if records.is_empty() {
+            return Ok(rebuilt);
+        }
+        for record in records {
+            rebuilt = Some(after(rebuilt, &record).map_err(RebuildError::Corrupt)?);
+        }
+    }
+}
+
+/// The run after one more record of its stream.
+pub(super) fn after(before: Option<Rebuilt>, record: &Record) -> Result<Rebuilt, String> {
+    let event: Event = serde_json::from_str(record.event.get())
+        .map_err(|e| format!("record {} of {} can't be read: {e}", record.seq, record.stream.0))?;
+    match (before, event) {
+        (None, Event::RunStarted(started)) if record.seq == 1 => {
+            Ok(Rebuilt { run: Run::start(record.at, &started), started_by: record.by.clone() })
+        }
+        (None, other) => Err(format!("record {} of {} is {}, not the start", record.seq, record.stream.0, other.kind())),
+        (Some(mut rebuilt), event) => {
+            if record.seq != rebuilt.run.seq + 1 {
+                return Err(format!("record {} of {} follows {}", record.seq, record.stream.0, rebuilt.run.seq));
+            }
+            rebuilt.run.apply(record.at, &event).map_err(|e| e.to_string())?;
+            Ok(rebuilt)
+        }
+    }
+}
+
+fn restore_agents(store: &Store, recovered: &mut Recovered) -> Result<(), StoreError> {
+    for row in store.agents()? {
+        let AgentRow { namespace, name, detail } = row;
+        match serde_json::from_value(detail) {
+            Ok(record) => drop(recovered.agents.insert((namespace, name), record)),
+            Err(e) => return Err(StoreError::Damaged(format!("agent {namespace}/{name}: {e}"))),
+        }
+    }
+    Ok(())
+}
+
+/// One pass over the log behind the store.
+struct Pass {
+    /// The batch of the records that are being read.
+    position: Position,
+    writes: Vec<StoreWrite>,
+    building: HashMap<RunId, Rebuilt>,
+    /// Runs of which something was read.
+    touched: BTreeSet<RunId>,
+    ended: HashSetOfRuns,
+    victims: HashMap<RunId, String>,
+}
+
+type HashSetOfRuns = std::collections::HashSet<RunId>;
+
+impl Pass {
+    fn new(position: Position) -> Self {
+        Self {
+            position,
+            writes: Vec::new(),
+            building: HashMap::new(),
+            touched: BTreeSet::new(),
+            ended: HashSetOfRuns::new(),
+            victims: HashMap::new(),
+        }
+    }
+
+    fn take(&mut self, store: &Store, position: Position, record: Record, recovered: &mut Recovered) -> Result<(), StoreError> {
+        if position != self.position {
+            if self.writes.len() >= WRITES {
+                let behind = self.position;
+                self.flush(store, behind)?;
+            }
+            self.position = position;
+        }
+        if let Some(id) = record.stream.0.strip_prefix("run/") {
+            self.run_record(&RunId::from(id), &record);
+        } else if record.stream.0.starts_with("playbook/") {
+            self.playbook_record(&record);
+        } else if let Some((namespace, name)) = agent_of(&record.stream) {
+            self.agent_record(namespace, name, &record, recovered);
+        }
+        Ok(())
+    }
+
+    fn run_record(&mut self, id: &RunId, record: &Record) {
+        if record.seq > 1 && !self.building.contains_key(id) {
+            // It began before: it is rebuilt from its own stream.
+            if !self.ended.contains(id) {
+                self.touched.insert(id.clone());
+            }
+            return;
+        }
+        match after(self.building.remove(id), record) {
+            Ok(rebuilt) if rebuilt.run.has_ended() => {
+                self.touched.remove(id);
+                self.ended.insert(id.clone());
+                self.writes.extend(rows::writes_of(&rebuilt.run, &rebuilt.started_by, false));
+            }
+            Ok(rebuilt) => {
+                if record.seq == 1 {
+                    self.touched.insert(id.clone());
+                    self.writes.extend(rows::writes_of(&rebuilt.run, &rebuilt.started_by, false));
+                }
+                self.building.insert(id.clone(), rebuilt);
+            }
+            Err(why) => drop(self.victims.insert(id.clone(), why)),
+        }
+    }
+
+    fn playbook_record(&mut self, record: &Record) {
+        let Some((namespace, name)) = record.stream.0.strip_prefix("playbook/").and_then(|rest| rest.split_once('/')) else {
+            return;
+        };
+        match serde_json::from_str(record.event.get()) {
+            Ok(PlaybookEvent::PlaybookSubmitted { revision, owner, yaml }) => {
+                self.writes.push(StoreWrite::Playbook(PlaybookRow {
+                    namespace: namespace.into(),
+                    name: name.to_owned(),
+                    revision,
+                    yaml,
+                    owner,
+                    submitted_at: record.at,
+                    submitted_by: record.by.clone(),
+                    warnings: Value::Null,
+                }));
+            }
+            Err(e) => error!(stream = &*record.stream.0, "a record can't be read and is left out: {e}"),
+        }
+    }
+
+    fn agent_record(&mut self, namespace: Namespace, name: AgentName, record: &Record, recovered: &mut Recovered) {
+        let event: AgentEvent = match serde_json::from_str(record.event.get()) {
+            Ok(event) => event,
+            Err(e) => return error!(stream = &*record.stream.0, "a record can't be read and is left out: {e}"),
+        };
+        let key = (namespace.clone(), name.clone());
+        let before = recovered.agents.remove(&key);
+        if before.as_ref().is_some_and(|b| b.seq >= record.seq) {
+            recovered.agents.extend(before.map(|b| (key, b)));
+            return;
+        }
+        if let Some(after) = AgentRecord::after(before, record.seq, event) {
+            if let Ok(detail) = serde_json::to_value(&after) {
+                self.writes.push(StoreWrite::Agent(AgentRow { namespace, name, detail }));
+            }
+            recovered.agents.insert(key, after);
+        }
+    }
+
+    fn damaged(&mut self, damage: &ReadError) {
+        error!("the journal is damaged: {damage}");
+        if let ReadError::Damaged { streams, .. } = damage {
+            for StreamId(stream) in streams {
+                if let Some(id) = stream.strip_prefix("run/") {
+                    self.victims.insert(id.into(), damage.to_string());
+                    self.touched.insert(id.into());
+                }
+            }
+        }
+    }
+
+    fn flush(&mut self, store: &Store, position: Position) -> Result<(), StoreError> {
+        if !self.writes.is_empty() {
+            info!(position = position.0, rows = self.writes.len(), "the store follows the log");
+        }
+        store.apply_batch(position, std::mem::take(&mut self.writes))
+    }
+}

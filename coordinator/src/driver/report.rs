@@ -1,0 +1,153 @@
+//! What a run does about what agents say: reports, and which attempts an instance holds.
+
+use bytes::Bytes;
+use muster_bus::{
+    bus::ReplyTo,
+    message::{Report, ReportBody, ReportReply},
+};
+use muster_engine::{
+    ids::{AgentName, HostLabel, InstanceId, StepId},
+    run::{Command, Fence, Rejection, Report as Reported, Verdict},
+};
+use std::{sync::Arc, time::Duration};
+use tracing::{info, warn};
+
+use super::{
+    convert,
+    entry::Message,
+    run_task::{RunTask, key_of},
+    turn::{Pending, Turn},
+};
+
+/// How long a burial waits for the spooled reports of the buried before it is looked at again.
+const SPOOL_WAIT: Duration = Duration::from_secs(5);
+
+impl RunTask {
+    /// An agent's report: recorded once, repeated without another record, stale and conflicting ones told so.
+    pub(super) fn report(&self, turn: &mut Turn, agent: AgentName, report: Report, to: Option<ReplyTo>) {
+        let by = self.shared.actor_of(&agent);
+        let instance = report.instance;
+        let fence = Fence {
+            step: report.key.step.into(),
+            attempt: report.key.attempt,
+            agent,
+            instance: instance.as_str().into(),
+        };
+        let (verdict, command) = match report.report {
+            ReportBody::Prepared { undo } => {
+                let undo = Arc::new(undo);
+                (turn.run().verdict(&fence, Reported::Prepared(&undo)), Command::Prepare { fence, undo })
+            }
+            ReportBody::Finished { outcome } => {
+                // What has no time of its own keeps the time of the first arrival, so that a repetition is the same.
+                let ended = turn.run().step_index(&fence.step).and_then(|i| {
+                    let attempt = turn.run().steps[i].attempts.get((fence.attempt as usize).checked_sub(1)?)?;
+                    attempt.end.as_ref().map(|(at, _)| *at)
+                });
+                let outcome = convert::outcome(outcome, ended.unwrap_or(turn.now));
+                (turn.run().verdict(&fence, Reported::Finished(&outcome)), Command::Finish { fence, outcome })
+            }
+        };
+        let taken = turn.decide(&command, &by);
+        let answer = match (verdict, taken) {
+            (Verdict::New | Verdict::Repeated, Ok(())) => recorded(&self.shared, &instance),
+            (Verdict::Stale, Ok(())) => reply(&ReportReply::Stale),
+            (Verdict::Conflict, _) | (_, Err(Rejection::Conflict { .. })) => reply(&ReportReply::Conflict),
+            (Verdict::Unknown, _) | (_, Err(Rejection::UnknownStep(_) | Rejection::UnknownAttempt { .. })) => {
+                warn!(run_id = %self.entry.id, agent = %by, "a report of an attempt that was never assigned");
+                reply(&ReportReply::Gone)
+            }
+            (_, Err(e @ (Rejection::RunEnded | Rejection::Forbidden { .. } | Rejection::Broken(_)))) => {
+                reply(&ReportReply::Retry { why: e.to_string() })
+            }
+        };
+        if let Some(to) = to {
+            turn.answers.push(Pending::Report(to, answer));
+        }
+    }
+
+    /// The instance answers, and says what it holds. An attempt that was never assigned means that our records are not whole.
+    pub(super) fn found(&self, turn: &mut Turn, instance: InstanceId, holds: Vec<(StepId, u32)>) {
+        let unknown = holds.iter().find(|(step, attempt)| {
+            let run = turn.run();
+            run.step_index(step).is_none_or(|i| (*attempt as usize) > run.steps[i].attempts.len())
+        });
+        if let Some((step, attempt)) = unknown {
+            let why = format!("instance {instance} holds attempt {attempt} of step {step}, which the journal does not have");
+            turn.broken = Some(why);
+            return;
+        }
+        turn.again.push(Message::Found { instance: instance.clone(), holds: holds.clone() });
+        self.ours(turn, &Command::FindInstance { instance, holds }, &self.shared.ours);
+    }
+
+    /// The instance is proven dead on a host. Nothing is concluded while a report of the attempt is still to come.
+    pub(super) fn buried(&self, turn: &mut Turn, instance: InstanceId, host: HostLabel, spooled: Vec<(StepId, u32)>) {
+        let run = turn.run();
+        let mut elsewhere = false;
+        let waits = run.live_steps().any(|i| {
+            let Some((number, attempt)) = run.steps[i].live_attempt() else { return false };
+            if attempt.instance != instance {
+                return false;
+            }
+            elsewhere |= attempt.host.as_ref().is_some_and(|h| *h != host);
+            spooled.iter().any(|(step, n)| *n == number && *step == run.plan.steps[i].id)
+        });
+        let again = Message::Buried { instance: instance.clone(), host, spooled };
+        if elsewhere {
+            warn!(run_id = %self.entry.id, "instance {instance} was buried from another host; ignored");
+        } else if waits {
+            info!(run_id = %self.entry.id, "instance {instance} has ended; its spooled report is waited for");
+            let entry = Arc::clone(&self.entry);
+            self.shared.tasks.spawn(async move {
+                tokio::time::sleep(SPOOL_WAIT).await;
+                let _ = entry.tell(again).await;
+            });
+        } else {
+            turn.again.push(again);
+            self.ours(turn, &Command::BuryInstance { instance }, &self.shared.ours);
+        }
+    }
+
+    /// Instances that say, right now, that they hold an attempt whose clock has run out.
+    pub(super) fn held_past_their_clock(&self, turn: &Turn) -> Vec<(InstanceId, Vec<(StepId, u32)>)> {
+        let run = turn.run();
+        let mut held: Vec<(InstanceId, Vec<(StepId, u32)>)> = Vec::new();
+        for i in run.live_steps() {
+            let Some((number, attempt)) = run.steps[i].live_attempt() else { continue };
+            if attempt.ends_by > turn.now {
+                continue;
+            }
+            let step = &run.plan.steps[i].id;
+            let key = key_of(&self.entry, step, number);
+            if self.shared.registry.says_it_holds(&run.namespace, &attempt.agent, &attempt.instance, &key) {
+                held.push((attempt.instance.clone(), vec![(step.clone(), number)]));
+            }
+        }
+        // An instance has to be named with all that it holds: what is left out counts as not held.
+        for (instance, holds) in &mut held {
+            for i in run.live_steps() {
+                let Some((number, attempt)) = run.steps[i].live_attempt() else { continue };
+                let one = (run.plan.steps[i].id.clone(), number);
+                if attempt.instance == *instance && !holds.contains(&one) {
+                    holds.push(one);
+                }
+            }
+        }
+        held
+    }
+}
+
+/// `recorded`, with what the instance shall do besides.
+fn recorded(shared: &super::Shared, instance: &str) -> Bytes {
+    let orders = shared.registry.orders(instance);
+    if orders.is_empty() {
+        return Bytes::from_static(br#"{"answer":"recorded"}"#);
+    }
+    reply(&ReportReply::Recorded { orders })
+}
+
+/// An answer as it travels.
+pub(super) fn reply<T: serde::Serialize>(answer: &T) -> Bytes {
+    serde_json::to_vec(answer).map(Bytes::from).unwrap_or_default()
+}

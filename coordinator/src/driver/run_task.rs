@@ -1,0 +1,607 @@
+//! One task owns one run. A turn takes all that is in the mailbox, decides it on a scratch copy, places what is queued,
+//! appends once, waits for the sync, and only then lets anything out.
+//!
+//! When the append fails its outcome is not known: the scratch is dropped, nothing is done, and the run goes on from what
+//! the journal says once that can be read again.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use muster_bus::message::{AttemptKey, ReportReply};
+use muster_engine::{
+    ids::{Actor, InstanceId, StepId},
+    run::{Command, Event, Outstanding, Run, Touched, event::RunStarted, state::StepState},
+};
+use tokio::{sync::mpsc, task::AbortHandle};
+use tracing::{debug, error, info, warn};
+
+use super::{
+    Shared,
+    clock::after_ms,
+    dispatch::Errand,
+    entry::{Answer, Message, RunEntry, Signals},
+    errors,
+    report::reply,
+    requests::Request,
+    turn::{Made, Pending, Turn},
+    watch::Watcher,
+};
+use crate::{
+    control::{RunEvent, run_state},
+    journal::{AppendError, StreamId},
+    registry::placement::Wish,
+};
+
+/// So many messages are taken in one turn at most; the rest is the next turn's.
+const BATCH: usize = 64;
+
+/// How soon something overdue is looked at again, in milliseconds.
+const OVERDUE_MS: u64 = 1_000;
+
+/// After a failed append the journal is tried again this soon, then half as often each time up to [`AGAIN_AT_MOST`].
+const AGAIN_AFTER: Duration = Duration::from_millis(50);
+const AGAIN_AT_MOST: Duration = Duration::from_secs(2);
+
+/// See the module.
+pub(super) struct RunTask {
+    pub(super) shared: Arc<Shared>,
+    pub(super) entry: Arc<RunEntry>,
+    pub(super) inbox: mpsc::Receiver<Message>,
+    pub(super) stream: StreamId,
+    /// What is on disk.
+    pub(super) run: Arc<Run>,
+    /// Steps that have a seat, or wait for one.
+    pub(super) seats: Vec<(usize, Sits)>,
+    errands: Vec<(StepId, u32, AbortHandle)>,
+    watchers: Vec<Watcher>,
+    pub(super) cancels: Vec<(InstanceId, AttemptKey)>,
+    wake_registered: Option<Timestamp>,
+    /// What a failed append has left to be said again.
+    later: Vec<Message>,
+    told_of_end: bool,
+    /// The word for its state that lists were told last.
+    listed_as: &'static str,
+}
+
+/// What a step has in the placement table.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sits {
+    /// It waits, or a seat is reserved for it.
+    Asked,
+    /// This attempt has the seat.
+    Attempt(u32),
+}
+
+/// Whether the task goes on.
+enum Flow {
+    On,
+    Leave,
+}
+
+impl RunTask {
+    /// The task of a run that is on disk.
+    pub(super) fn new(shared: &Arc<Shared>, entry: &Arc<RunEntry>, inbox: mpsc::Receiver<Message>, run: Arc<Run>) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            entry: Arc::clone(entry),
+            inbox,
+            stream: stream_of(&entry.id),
+            run,
+            seats: Vec::new(),
+            errands: Vec::new(),
+            watchers: Vec::new(),
+            cancels: Vec::new(),
+            wake_registered: None,
+            later: Vec::new(),
+            told_of_end: false,
+            listed_as: "",
+        }
+    }
+
+    /// Start a new run; the task ends at once if it can't be started.
+    pub(super) async fn start(
+        shared: Arc<Shared>,
+        entry: Arc<RunEntry>,
+        inbox: mpsc::Receiver<Message>,
+        started: RunStarted,
+        request: Request,
+        answer: Answer,
+    ) {
+        let now = shared.clock.now();
+        let mut turn = match Turn::begin(started, &request.actor, now) {
+            Ok(turn) => turn,
+            Err(rejection) => {
+                shared.runs.remove(&entry);
+                let _ = answer.send(Err(errors::rejected(&rejection)));
+                return;
+            }
+        };
+        let run = Arc::new(turn.run().clone());
+        let mut task = Self::new(&shared, &entry, inbox, run);
+        turn.requests.extend(request.append(turn.now, &entry.id));
+        task.place(&mut turn, true);
+        let mut answer = Some(answer);
+        let mut pause = AGAIN_AFTER;
+        let noting = shared.projector.begin();
+        loop {
+            let appends = turn.appends(&task.stream, &shared.ours);
+            let failed = match turn.broken.take() {
+                Some(why) => {
+                    error!(run_id = %entry.id, "a new run can't be begun: {why}");
+                    AppendError::Unavailable(why)
+                }
+                None => match shared.append(appends).await {
+                    Ok(_) => break,
+                    Err(e) => e,
+                },
+            };
+            if let AppendError::Conflict { stream, .. } = &failed
+                && *stream == task.stream
+            {
+                // The append whose outcome was not known is on disk after all.
+                break;
+            }
+            let error = match &failed {
+                AppendError::Conflict { stream, .. } if request.is_stream(stream) => shared.repeated_start(&request).await,
+                other @ (AppendError::Conflict { .. }
+                | AppendError::TooLarge { .. }
+                | AppendError::Damaged { .. }
+                | AppendError::Unavailable(_)) => Err(errors::append_failed(other)),
+            };
+            if let Some(answer) = answer.take() {
+                let _ = answer.send(error);
+            }
+            if !matches!(failed, AppendError::Unavailable(_)) || shared.is_stopping() {
+                task.leave_table();
+                shared.runs.remove(&entry);
+                return;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(AGAIN_AT_MOST);
+        }
+        if let Some(answer) = answer {
+            turn.answers.push(Pending::Taken(answer));
+        }
+        task.act(turn);
+        drop(noting);
+        task.serve().await;
+    }
+
+    /// A run that the journal already has: do what is outstanding, and go on.
+    pub(super) fn resume(&mut self) {
+        for i in self.run.live_steps() {
+            if let Some((number, attempt)) = self.run.steps[i].live_attempt() {
+                self.shared.registry.occupy(&self.entry, i, &attempt.instance);
+                self.seats.push((i, Sits::Attempt(number)));
+            }
+        }
+        self.listed_as = run_state(&self.run);
+        self.told_of_end = self.run.has_ended();
+        self.reconcile(self.run.outstanding(self.shared.clock.now()));
+        self.set_wake_up();
+        self.entry.look_again();
+    }
+
+    /// Take turns until the run leaves memory.
+    pub(super) async fn serve(mut self) {
+        loop {
+            if self.told_of_end && self.inbox.is_closed() && self.inbox.is_empty() {
+                break;
+            }
+            let Some(first) = self.inbox.recv().await else { break };
+            let mut batch = std::mem::take(&mut self.later);
+            batch.push(first);
+            while batch.len() < BATCH
+                && let Ok(next) = self.inbox.try_recv()
+            {
+                batch.push(next);
+            }
+            if matches!(self.turn(batch).await, Flow::Leave) || self.shared.is_stopping() {
+                break;
+            }
+        }
+        for (_, _, errand) in &self.errands {
+            errand.abort();
+        }
+        if self.wake_registered.is_some() {
+            self.shared.timers.set(&self.entry, self.wake_registered, None);
+        }
+    }
+
+    async fn turn(&mut self, batch: Vec<Message>) -> Flow {
+        let signals = self.entry.take_signals();
+        if signals.timer() {
+            self.wake_registered = None;
+        }
+        let mut turn = Turn::new(&self.run, self.shared.clock.now());
+        for message in batch {
+            self.take(&mut turn, message);
+        }
+        self.tick(&mut turn);
+        self.place(&mut turn, !signals.nothing());
+        if turn.broken.is_none() && !turn.is_empty() {
+            let appends = turn.appends(&self.stream, &self.shared.ours);
+            if turn.broken.is_none() {
+                let shared = Arc::clone(&self.shared);
+                match shared.append(appends).await {
+                    Ok(_noting) => {
+                        self.act(turn);
+                        return self.may_leave(signals);
+                    }
+                    Err(e) => return self.give_up(turn, e).await,
+                }
+            }
+        }
+        if let Some(why) = turn.broken.take() {
+            return self.quarantine(turn, &why);
+        }
+        self.act(turn);
+        self.may_leave(signals)
+    }
+
+    fn take(&mut self, turn: &mut Turn, message: Message) {
+        match message {
+            Message::Report { agent, report, reply } => self.report(turn, agent, *report, reply),
+            Message::Command { command, request, answer } => Self::command(turn, *command, &request, answer, &self.shared),
+            Message::Status { fence, status } => {
+                let by = self.shared.actor_of(&fence.agent);
+                let _ = turn.decide(&Command::ReportStatus { fence, status: *status }, &by);
+            }
+            Message::Deny { fence, why } => {
+                turn.again.push(Message::Deny { fence: fence.clone(), why: why.clone() });
+                let by = self.shared.actor_of(&fence.agent);
+                self.ours(turn, &Command::Deny { fence, why }, &by);
+            }
+            Message::Lost { instance } => {
+                turn.again.push(Message::Lost { instance: instance.clone() });
+                self.ours(turn, &Command::LoseInstance { instance }, &self.shared.ours);
+            }
+            Message::Found { instance, holds } => self.found(turn, instance, holds),
+            Message::Buried { instance, host, spooled } => self.buried(turn, instance, host, spooled),
+            Message::RestartClocks => {
+                turn.again.push(Message::RestartClocks);
+                self.ours(turn, &Command::RestartClocks, &self.shared.ours);
+            }
+            Message::Watch { watcher, reply } => {
+                if reply.send(Arc::clone(&self.run)).is_ok() {
+                    self.watchers.push(watcher);
+                }
+            }
+            Message::Poke => {}
+        }
+    }
+
+    /// A command of the house's own: when it is rejected, the state has moved on and nothing is left to do.
+    pub(super) fn ours(&self, turn: &mut Turn, command: &Command, by: &Actor) {
+        if let Err(rejection) = turn.decide(command, by) {
+            debug!(run_id = %self.entry.id, "not taken: {rejection}");
+        }
+    }
+
+    fn command(turn: &mut Turn, command: Command, request: &Request, answer: Answer, shared: &Shared) {
+        match request.taken(&shared.journal) {
+            Ok(None) => {}
+            Ok(Some(taken)) => {
+                let pending = match taken.run() {
+                    Ok(_) => Pending::Taken(answer),
+                    Err(e) => Pending::Refused(answer, Box::new(e)),
+                };
+                return turn.answers.push(pending);
+            }
+            Err(e) => return turn.answers.push(Pending::Refused(answer, Box::new(errors::read_failed(&e)))),
+        }
+        match turn.decide(&command, &request.actor) {
+            Ok(()) => {
+                let run = turn.run().id.clone();
+                let append = request.append(turn.now, &run);
+                let twice = append.as_ref().is_some_and(|a| turn.requests.iter().any(|r| r.stream == a.stream));
+                if !twice {
+                    turn.requests.extend(append);
+                }
+                turn.answers.push(Pending::Taken(answer));
+            }
+            Err(rejection) => turn.answers.push(Pending::Refused(answer, Box::new(errors::rejected(&rejection)))),
+        }
+    }
+
+    /// What is due by the clock. An instance that says it holds an attempt is believed before its clock ends it.
+    fn tick(&self, turn: &mut Turn) {
+        let Some(wake_up) = turn.run().wake_up(turn.now) else { return };
+        if wake_up.at > turn.now {
+            return;
+        }
+        for (instance, holds) in self.held_past_their_clock(turn) {
+            self.ours(turn, &Command::FindInstance { instance, holds }, &self.shared.ours);
+        }
+        self.ours(turn, &Command::Tick, &self.shared.ours);
+    }
+
+    /// Give seats back, ask for new ones, and assign what got one. `look_at_all`: something around the run has changed.
+    fn place(&mut self, turn: &mut Turn, look_at_all: bool) {
+        self.give_seats_back(turn);
+        let wanted = match turn.touched() {
+            _ if look_at_all => turn.run().outstanding(turn.now),
+            Some(touched) => turn.run().outstanding_for(touched, turn.now),
+            None => return,
+        };
+        let dispatch_until = after_ms(turn.now, self.shared.intervals.dispatch_within_ms);
+        for one in wanted {
+            let Outstanding::Place(place) = one else { continue };
+            if !self.seats.iter().any(|(step, _)| *step == place.index) {
+                self.seats.push((place.index, Sits::Asked));
+            }
+            let step = place.step.clone();
+            let Some(seat) = self.shared.registry.place(&self.entry, place.index, Wish::of(place)) else { continue };
+            let command = Command::Assign {
+                step,
+                agent: seat.agent,
+                instance: seat.instance,
+                host: seat.host,
+                dispatch_until,
+            };
+            self.ours(turn, &command, &self.shared.ours);
+        }
+        self.give_seats_back(turn);
+    }
+
+    fn give_seats_back(&mut self, turn: &Turn) {
+        let run = turn.run();
+        let (shared, entry) = (&self.shared, &self.entry);
+        self.seats.retain_mut(|(index, sits)| {
+            let Some(step) = run.steps.get(*index) else { return false };
+            let live = step.live_attempt().map(|(number, _)| number);
+            let keeps = match (*sits, &step.state) {
+                (Sits::Attempt(number), _) => live == Some(number),
+                (Sits::Asked, StepState::Queued { .. }) => run.pause.is_none(),
+                (Sits::Asked, StepState::Active) => true,
+                (
+                    Sits::Asked,
+                    StepState::Pending
+                    | StepState::Asking { .. }
+                    | StepState::Succeeded
+                    | StepState::Failed { .. }
+                    | StepState::Skipped { .. }
+                    | StepState::Cancelled
+                    | StepState::Undone,
+                ) => false,
+            };
+            if !keeps {
+                shared.registry.release(entry, *index);
+            } else if let (Sits::Asked, Some(number)) = (*sits, live) {
+                *sits = Sits::Attempt(number);
+            }
+            keeps
+        });
+    }
+
+    fn leave_table(&mut self) {
+        for (index, _) in self.seats.drain(..) {
+            self.shared.registry.release(&self.entry, index);
+        }
+    }
+
+    /// The turn is on disk: let its effects out.
+    fn act(&mut self, mut turn: Turn) {
+        let Made { run, events, touched } = turn.made(&self.shared.ours);
+        let at = turn.now;
+        let before = run.seq - events.len() as u64;
+        self.run = run;
+        if !events.is_empty() {
+            self.entry.publish(&self.run);
+            self.note_for_lists(&touched);
+        }
+        for pending in turn.answers {
+            match pending {
+                Pending::Report(to, payload) => to.send(payload),
+                Pending::Taken(answer) => drop(answer.send(Ok(Arc::clone(&self.run)))),
+                Pending::Refused(answer, e) => drop(answer.send(Err(*e))),
+            }
+        }
+        if !touched.is_empty() {
+            self.reconcile(self.run.outstanding_for(&touched, at));
+        }
+        self.shared.tell_milestones(&self.run, &touched);
+        if !self.watchers.is_empty() {
+            let events = (before + 1..).zip(events).map(|(seq, (by, event))| (seq, at, by, event));
+            self.tell_watchers(events.collect());
+        }
+        self.set_wake_up();
+        if self.run.has_ended() && !self.told_of_end {
+            self.told_of_end = true;
+            self.leave_table();
+            info!(run_id = %self.entry.id, "run ended");
+            self.shared.runs.ended(&self.entry);
+        }
+    }
+
+    /// Most turns change nothing that a list says.
+    fn note_for_lists(&mut self, touched: &Touched) {
+        let state = run_state(&self.run);
+        if state != self.listed_as || !touched.phases.is_empty() {
+            self.listed_as = state;
+            self.shared.projector.changed(&self.entry, &self.run);
+        }
+    }
+
+    /// Make the outside what it should be: tasks are under way, agents are told to stop.
+    pub(super) fn reconcile(&mut self, outstanding: Vec<Outstanding>) {
+        self.end_errands();
+        for one in outstanding {
+            match one {
+                Outstanding::Dispatch(dispatch) => {
+                    let (step, attempt) = (dispatch.step.clone(), dispatch.attempt);
+                    if self.errands.iter().any(|(s, a, _)| *s == step && *a == attempt) {
+                        continue;
+                    }
+                    let errand = Errand::new(&self.shared, &self.run, *dispatch);
+                    let going = errand.run(Arc::clone(&self.shared), Arc::clone(&self.entry));
+                    let handle = self.shared.tasks.spawn(going);
+                    self.errands.push((step, attempt, handle.abort_handle()));
+                }
+                Outstanding::CancelAttempt(cancel) => {
+                    let key = key_of(&self.entry, &cancel.step, cancel.attempt);
+                    self.shared.registry.order_cancel(&cancel.instance, key.clone());
+                    self.cancels.push((cancel.instance, key));
+                }
+                Outstanding::Place(_) | Outstanding::WakeAt(_) => {}
+            }
+        }
+    }
+
+    fn end_errands(&mut self) {
+        let run = &self.run;
+        let is_live = |step: &str, attempt: u32| {
+            let step = run.step_index(&step.into()).and_then(|i| run.steps[i].live_attempt());
+            step.is_some_and(|(number, _)| number == attempt)
+        };
+        self.errands.retain(|(step, attempt, handle)| {
+            let live = is_live(step.as_str(), *attempt);
+            if !live {
+                handle.abort();
+            }
+            live
+        });
+        let registry = &self.shared.registry;
+        self.cancels.retain(|(instance, key)| {
+            let live = is_live(&key.step, key.attempt);
+            if !live {
+                registry.forget_order(instance, key);
+            }
+            live
+        });
+    }
+
+    fn tell_watchers(&mut self, events: Vec<(u64, Timestamp, Actor, Event)>) {
+        for (seq, at, by, event) in events {
+            let event = RunEvent { seq, at, by, event: Arc::new(event), run: Arc::clone(&self.run) };
+            self.watchers.retain(|watcher| watcher.send(event.clone()));
+        }
+        if self.run.has_ended() {
+            self.watchers.clear();
+        }
+    }
+
+    /// The timers poke at the registered moment or before it, never after.
+    pub(super) fn set_wake_up(&mut self) {
+        let now = self.shared.clock.now();
+        // What is past and was not done by the tick before is looked at again, but not without a rest.
+        let wanted = self.run.wake_up(now).map(|w| if w.at <= now { after_ms(now, OVERDUE_MS) } else { w.at });
+        let in_time = match (self.wake_registered, wanted) {
+            (Some(registered), Some(wanted)) => registered <= wanted,
+            (Some(_), None) => !self.run.has_ended(),
+            (None, None) => true,
+            (None, Some(_)) => false,
+        };
+        if !in_time {
+            self.shared.timers.set(&self.entry, self.wake_registered, wanted);
+            self.wake_registered = wanted;
+        }
+    }
+
+    /// The append failed: nothing has happened, or everything, and the journal knows. Go on from what it says.
+    async fn give_up(&mut self, turn: Turn, failed: AppendError) -> Flow {
+        let Turn { answers, again, .. } = turn;
+        for pending in answers {
+            match pending {
+                Pending::Report(to, _) => {
+                    to.send(reply(&ReportReply::Retry { why: "the journal does not answer".to_owned() }));
+                }
+                Pending::Taken(answer) => drop(answer.send(Err(errors::append_failed(&failed)))),
+                Pending::Refused(answer, e) => drop(answer.send(Err(*e))),
+            }
+        }
+        self.later = again;
+        match &failed {
+            AppendError::Damaged { what, .. } => return self.quarantine(Turn::new(&self.run, self.shared.clock.now()), what),
+            AppendError::TooLarge { .. } => {
+                error!(run_id = %self.entry.id, "a turn does not fit in the journal: {failed}");
+                let why = failed.to_string();
+                return self.quarantine(Turn::new(&self.run, self.shared.clock.now()), &why);
+            }
+            AppendError::Conflict { .. } | AppendError::Unavailable(_) => {
+                warn!(run_id = %self.entry.id, "an append failed, nothing is done until the journal stands: {failed}");
+            }
+        }
+        let mut pause = AGAIN_AFTER;
+        loop {
+            if self.shared.is_stopping() {
+                return Flow::Leave;
+            }
+            match self.catch_up() {
+                Ok(()) => break,
+                Err(CatchUp::Broken(why)) => {
+                    return self.quarantine(Turn::new(&self.run, self.shared.clock.now()), &why);
+                }
+                Err(CatchUp::Later(why)) => debug!(run_id = %self.entry.id, "the journal can't be read: {why}"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(AGAIN_AT_MOST);
+        }
+        tokio::time::sleep(pause).await;
+        // Whatever was lost with the scratch is found again by looking at everything.
+        self.entry.look_again();
+        Flow::On
+    }
+
+    /// Take what the journal has of this run beyond what is in memory.
+    fn catch_up(&mut self) -> Result<(), CatchUp> {
+        loop {
+            let records = self.shared.journal.read_stream(&self.stream, self.run.seq, 1_000);
+            let records = records.map_err(|e| CatchUp::Later(e.to_string()))?;
+            if records.is_empty() {
+                return Ok(());
+            }
+            let mut run = (*self.run).clone();
+            let mut touched = Touched::default();
+            let mut events = Vec::with_capacity(records.len());
+            for record in records {
+                let event = serde_json::from_str::<Event>(record.event.get()).map_err(|e| CatchUp::Broken(e.to_string()))?;
+                touched.merge(run.apply(record.at, &event).map_err(|e| CatchUp::Broken(e.to_string()))?);
+                events.push((record.seq, record.at, record.by, event));
+            }
+            self.run = Arc::new(run);
+            self.entry.publish(&self.run);
+            self.shared.projector.changed(&self.entry, &self.run);
+            self.shared.tell_milestones(&self.run, &touched);
+            self.tell_watchers(events);
+            self.reconcile(self.run.outstanding(self.shared.clock.now()));
+            self.set_wake_up();
+        }
+    }
+
+    fn quarantine(&mut self, turn: Turn, why: &str) -> Flow {
+        error!(run_id = %self.entry.id, "the run is put in quarantine: {why}");
+        for pending in turn.answers {
+            match pending {
+                Pending::Report(to, _) => to.send(reply(&ReportReply::Retry { why: format!("quarantine: {why}") })),
+                Pending::Taken(answer) => drop(answer.send(Err(errors::quarantined(&self.entry.id, why)))),
+                Pending::Refused(answer, e) => drop(answer.send(Err(*e))),
+            }
+        }
+        self.entry.quarantine(why);
+        self.shared.projector.changed(&self.entry, &self.run);
+        Flow::Leave
+    }
+
+    fn may_leave(&mut self, signals: Signals) -> Flow {
+        if signals.retire() && self.told_of_end && self.watchers.is_empty() {
+            self.shared.runs.remove(&self.entry);
+            self.inbox.close();
+        }
+        Flow::On
+    }
+}
+
+enum CatchUp {
+    Later(String),
+    Broken(String),
+}
+
+/// The stream of a run.
+pub(super) fn stream_of(id: &muster_engine::ids::RunId) -> StreamId {
+    StreamId(format!("run/{id}").into())
+}
+
+pub(super) fn key_of(entry: &RunEntry, step: &StepId, attempt: u32) -> AttemptKey {
+    AttemptKey { run: entry.id.as_str().to_owned(), step: step.as_str().to_owned(), attempt }
+}

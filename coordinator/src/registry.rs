@@ -1,0 +1,416 @@
+//! Which agents and instances there are, what they can do, what they hold, and whether they answer.
+//!
+//! What has to survive a restart is journalled ([`records`]); leases, holds and placement are memory, and are filled again
+//! by the registrations that follow a restart. Nothing here does I/O: callers journal first and tell afterwards.
+
+pub(crate) mod placement;
+pub(crate) mod records;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use jiff::Timestamp;
+use muster_bus::message::{ActionOffer, AttemptKey, Beat, Order, Register};
+use muster_engine::ids::{AgentName, InstanceId, Namespace};
+
+use self::{
+    placement::{Availability, Offer, Seat, Table, Wish},
+    records::{AgentRecord, Profile},
+};
+use crate::{control::AgentView, driver::entry::RunEntry};
+
+/// How long an instance may be silent, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Leases {
+    /// Without a beat for this long nothing new is given to it.
+    pub(crate) suspect_after_ms: u64,
+    /// Without a beat for this long its lease is over.
+    pub(crate) lost_after_ms: u64,
+}
+
+/// See the module. One lock: everything under it is short and none of it waits.
+pub(crate) struct Registry {
+    leases: Leases,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Counts changes of what agents offer.
+    generation: u64,
+    agents: BTreeMap<(Namespace, AgentName), Agent>,
+    table: Table,
+    orders: HashMap<InstanceId, BTreeSet<AttemptKey>>,
+}
+
+struct Agent {
+    record: AgentRecord,
+    lease: Lease,
+    last_beat_at: Timestamp,
+    /// Its process said that it takes nothing new.
+    leaving: bool,
+    holds: HashSet<AttemptKey>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lease {
+    /// Not registered since the coordinator started.
+    Away,
+    Alive,
+    Suspect,
+    Lost,
+}
+
+/// What a registration comes to.
+pub(crate) enum Admission {
+    /// Not like this.
+    Refused(String),
+    /// Another process of the agent still answers.
+    InUse(InstanceId),
+    /// It is welcome; when there is something new, that has to be journalled at this sequence number first.
+    Welcome {
+        /// None: the journal says the same already.
+        journal: Option<(u64, Profile)>,
+    },
+}
+
+/// Runs to be told of something about an instance.
+pub(crate) type AtInstance = (InstanceId, Vec<Arc<RunEntry>>);
+
+/// What an admitted registration changes for runs.
+#[derive(Default)]
+pub(crate) struct Admitted {
+    /// The runs that have something at the instance.
+    pub(crate) at_instance: Vec<Arc<RunEntry>>,
+    /// Earlier instances that are proven dead, with the runs that have something there.
+    pub(crate) buried: Vec<AtInstance>,
+    /// The instance that this one has replaced without such proof.
+    pub(crate) replaced: Option<AtInstance>,
+}
+
+/// What a beat comes to.
+pub(crate) enum Pulse {
+    /// This instance has to register (again).
+    Unknown,
+    /// Fine.
+    Alive {
+        /// What it shall do.
+        orders: Vec<Order>,
+        /// It was lost before; these runs have something there.
+        found: Vec<Arc<RunEntry>>,
+    },
+}
+
+impl Registry {
+    pub(crate) fn new(leases: Leases) -> Self {
+        Self { leases, state: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An agent that the journal knows; its lease starts now.
+    pub(crate) fn restore(&self, namespace: Namespace, name: AgentName, record: AgentRecord, now: Timestamp) {
+        let mut state = self.lock();
+        let offer = offer_of(&namespace, &name, &record.profile);
+        state.table.set(&record.profile.instance.clone(), offer, Availability::Away);
+        let agent = Agent { record, lease: Lease::Away, last_beat_at: now, leaving: false, holds: HashSet::new() };
+        state.agents.insert((namespace, name), agent);
+        state.generation += 1;
+    }
+
+    /// Another number whenever what agents offer may have changed.
+    pub(crate) fn generation(&self) -> u64 {
+        self.lock().generation
+    }
+
+    /// Whether a process may register, and what has to be journalled first.
+    pub(crate) fn consider(&self, namespace: &Namespace, register: &Register) -> Admission {
+        if let Err(why) = check(register) {
+            return Admission::Refused(why);
+        }
+        let state = self.lock();
+        let profile = Profile::of(register);
+        let Some(agent) = state.agents.get(&(namespace.clone(), register.agent.as_str().into())) else {
+            return Admission::Welcome { journal: Some((0, profile)) };
+        };
+        let current = &agent.record.profile;
+        if current.instance != profile.instance {
+            let answers = matches!(agent.lease, Lease::Alive | Lease::Away);
+            if answers && !proves_dead(register, current) {
+                return Admission::InUse(current.instance.clone());
+            }
+        }
+        let journal = (*current != profile).then_some((agent.record.seq, profile));
+        Admission::Welcome { journal }
+    }
+
+    /// A registration that is welcome and journalled takes effect.
+    pub(crate) fn admit(&self, namespace: &Namespace, register: &Register, seq: Option<u64>, now: Timestamp) -> Admitted {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let name: AgentName = register.agent.as_str().into();
+        let profile = Profile::of(register);
+        let instance = profile.instance.clone();
+        let key = (namespace.clone(), name.clone());
+        let before = state.agents.remove(&key);
+        let mut admitted = Admitted::default();
+        if let Some(old) = before.as_ref().map(|b| &b.record.profile)
+            && old.instance != instance
+        {
+            let at_old = (old.instance.clone(), state.table.runs_at(&old.instance));
+            if !proves_dead(register, old) {
+                admitted.replaced = Some(at_old);
+            }
+            state.table.set_availability(&old.instance, Availability::Replaced);
+            state.orders.remove(&old.instance);
+        }
+        if register.durable {
+            let dead = register.dead.iter().map(|d| InstanceId::from(d.as_str())).filter(|d| *d != instance);
+            admitted.buried = dead.map(|d| (d.clone(), state.table.runs_at(&d))).collect();
+        }
+        let draining = before.as_ref().is_some_and(|b| b.record.draining && b.record.profile.instance == instance);
+        if before.as_ref().is_none_or(|b| b.record.profile.actions != profile.actions) {
+            state.generation += 1;
+        }
+        let seq = seq.or(before.map(|b| b.record.seq)).unwrap_or(0);
+        let offer = offer_of(namespace, &name, &profile);
+        let availability = if draining { Availability::Draining } else { Availability::Open };
+        state.table.set(&instance, offer, availability);
+        let agent = Agent {
+            record: AgentRecord { seq, profile, draining },
+            lease: Lease::Alive,
+            last_beat_at: now,
+            leaving: false,
+            holds: register.holds.iter().cloned().collect(),
+        };
+        state.agents.insert(key, agent);
+        admitted.at_instance = state.table.runs_at(&instance);
+        admitted
+    }
+
+    /// An instance lives.
+    pub(crate) fn beat(&self, namespace: &Namespace, name: &AgentName, beat: Beat, now: Timestamp) -> Pulse {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let Some(agent) = state.agents.get_mut(&(namespace.clone(), name.clone())) else { return Pulse::Unknown };
+        let instance = agent.record.profile.instance.clone();
+        if agent.lease == Lease::Away || instance.as_str() != beat.instance {
+            return Pulse::Unknown;
+        }
+        let was_lost = agent.lease == Lease::Lost;
+        let was_open = agent.lease == Lease::Alive && agent.leaving == beat.draining;
+        agent.last_beat_at = now;
+        agent.lease = Lease::Alive;
+        agent.leaving = beat.draining;
+        agent.holds = beat.holds.into_iter().collect();
+        let draining = agent.record.draining;
+        if !was_open {
+            let closed = draining || beat.draining;
+            let availability = if closed { Availability::Draining } else { Availability::Open };
+            state.table.set_availability(&instance, availability);
+        }
+        let mut orders = orders_of(&state.orders, &instance);
+        if draining {
+            orders.push(Order::Drain);
+        }
+        let found = if was_lost { state.table.runs_at(&instance) } else { Vec::new() };
+        Pulse::Alive { orders, found }
+    }
+
+    /// Look at all leases: who has been silent for too long. Gives the instances whose lease has just run out.
+    pub(crate) fn sweep(&self, now: Timestamp) -> Vec<AtInstance> {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let mut lost = Vec::new();
+        for agent in state.agents.values_mut() {
+            let silent_ms = u64::try_from(now.as_millisecond() - agent.last_beat_at.as_millisecond()).unwrap_or(0);
+            let instance = &agent.record.profile.instance;
+            let may_be_lost = agent.lease != Lease::Lost;
+            if may_be_lost && silent_ms >= self.leases.lost_after_ms {
+                agent.lease = Lease::Lost;
+                state.table.set_availability(instance, Availability::Lost);
+                lost.push((instance.clone(), state.table.runs_at(instance)));
+            } else if agent.lease == Lease::Alive && silent_ms >= self.leases.suspect_after_ms {
+                agent.lease = Lease::Suspect;
+                state.table.set_availability(instance, Availability::Suspect);
+            }
+        }
+        lost
+    }
+
+    /// All leases start again: it was we who could not hear.
+    pub(crate) fn restart_leases(&self, now: Timestamp) {
+        for agent in self.lock().agents.values_mut() {
+            agent.last_beat_at = now;
+        }
+    }
+
+    /// Which process an agent is to be drained of, and the sequence number to journal that at; none: no such agent.
+    pub(crate) fn drain_at(&self, namespace: &Namespace, name: &AgentName) -> Option<(u64, InstanceId, bool)> {
+        let state = self.lock();
+        let record = &state.agents.get(&(namespace.clone(), name.clone()))?.record;
+        Some((record.seq, record.profile.instance.clone(), record.draining))
+    }
+
+    /// A journalled drain takes effect.
+    pub(crate) fn drain(&self, namespace: &Namespace, name: &AgentName, seq: u64) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let Some(agent) = state.agents.get_mut(&(namespace.clone(), name.clone())) else { return };
+        agent.record.draining = true;
+        agent.record.seq = seq;
+        if agent.lease == Lease::Alive {
+            state.table.set_availability(&agent.record.profile.instance, Availability::Draining);
+        }
+    }
+
+    /// What a process shall do about its attempts.
+    pub(crate) fn orders(&self, instance: &str) -> Vec<Order> {
+        let state = self.lock();
+        if state.orders.is_empty() { Vec::new() } else { orders_of(&state.orders, &InstanceId::from(instance)) }
+    }
+
+    /// An attempt shall be stopped, until it has ended.
+    pub(crate) fn order_cancel(&self, instance: &InstanceId, key: AttemptKey) {
+        self.lock().orders.entry(instance.clone()).or_default().insert(key);
+    }
+
+    /// An attempt has ended.
+    pub(crate) fn forget_order(&self, instance: &InstanceId, key: &AttemptKey) {
+        let mut state = self.lock();
+        if let Some(keys) = state.orders.get_mut(instance) {
+            keys.remove(key);
+            if keys.is_empty() {
+                state.orders.remove(instance);
+            }
+        }
+    }
+
+    /// Whether an instance that answers says that it holds an attempt.
+    pub(crate) fn says_it_holds(&self, namespace: &Namespace, name: &AgentName, instance: &InstanceId, key: &AttemptKey) -> bool {
+        let state = self.lock();
+        let Some(agent) = state.agents.get(&(namespace.clone(), name.clone())) else { return false };
+        agent.record.profile.instance == *instance && agent.lease == Lease::Alive && agent.holds.contains(key)
+    }
+
+    /// See [`Table::place`].
+    pub(crate) fn place(&self, run: &Arc<RunEntry>, step: usize, wish: Wish) -> Option<Seat> {
+        self.lock().table.place(run, step, wish)
+    }
+
+    /// See [`Table::release`].
+    pub(crate) fn release(&self, run: &RunEntry, step: usize) {
+        self.lock().table.release(run, step);
+    }
+
+    /// See [`Table::occupy`].
+    pub(crate) fn occupy(&self, run: &Arc<RunEntry>, step: usize, at: &InstanceId) {
+        self.lock().table.occupy(run, step, at);
+    }
+
+    /// See [`Table::why_not`].
+    pub(crate) fn why_not(&self, namespace: &Namespace, wish: &Wish) -> String {
+        self.lock().table.why_not(namespace, wish)
+    }
+
+    /// How many steps wait for an agent, and how many agents answer.
+    pub(crate) fn depth(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.table.waiting(), state.agents.values().filter(|a| a.lease == Lease::Alive).count())
+    }
+
+    /// Every action that agents of a namespace offer.
+    pub(crate) fn offers(&self, namespace: &Namespace) -> Vec<ActionOffer> {
+        let state = self.lock();
+        let agents = state.agents.iter().filter(|((ns, _), _)| ns == namespace);
+        agents.flat_map(|(_, agent)| agent.record.profile.actions.iter().cloned()).collect()
+    }
+
+    /// What is journalled of an agent, for the projection.
+    pub(crate) fn record(&self, namespace: &Namespace, name: &AgentName) -> Option<AgentRecord> {
+        self.lock().agents.get(&(namespace.clone(), name.clone())).map(|a| a.record.clone())
+    }
+
+    /// One agent.
+    pub(crate) fn view(&self, namespace: &Namespace, name: &AgentName) -> Option<AgentView> {
+        let state = self.lock();
+        let key = (namespace.clone(), name.clone());
+        state.agents.get(&key).map(|agent| view_of(&state.table, &key, agent))
+    }
+
+    /// Agents of a namespace by name, after one, at most so many.
+    pub(crate) fn views(&self, namespace: &Namespace, after: &str, limit: usize) -> Vec<AgentView> {
+        let state = self.lock();
+        let from = (namespace.clone(), AgentName::from(after));
+        let behind = (std::ops::Bound::Excluded(from), std::ops::Bound::Unbounded);
+        let agents = state.agents.range(behind).take_while(|((ns, _), _)| ns == namespace);
+        agents.take(limit).map(|(key, agent)| view_of(&state.table, key, agent)).collect()
+    }
+}
+
+/// A durable agent on the same host found the process, and everything it had started, dead.
+fn proves_dead(register: &Register, old: &Profile) -> bool {
+    let host = register.host.as_ref().unwrap_or(&register.agent);
+    register.durable && *host == old.host && register.dead.iter().any(|d| d == old.instance.as_str())
+}
+
+fn check(register: &Register) -> Result<(), String> {
+    use muster_bus::{message::PROTOCOL, subject::is_token};
+    if register.protocol != PROTOCOL {
+        return Err(format!("this coordinator speaks protocol {PROTOCOL}, not {}", register.protocol));
+    }
+    if !is_token(&register.instance) {
+        return Err("the instance must be 1 to 63 of a-z, 0-9, _ and -".into());
+    }
+    if !is_token(&register.role) {
+        return Err("the role must be 1 to 63 of a-z, 0-9, _ and -".into());
+    }
+    if register.slots == 0 {
+        return Err("an agent needs at least one slot".into());
+    }
+    Ok(())
+}
+
+fn orders_of(orders: &HashMap<InstanceId, BTreeSet<AttemptKey>>, instance: &InstanceId) -> Vec<Order> {
+    orders.get(instance).into_iter().flatten().map(|key| Order::Cancel { key: key.clone() }).collect()
+}
+
+fn offer_of(namespace: &Namespace, name: &AgentName, profile: &Profile) -> Offer {
+    Offer {
+        agent: name.clone(),
+        namespace: namespace.clone(),
+        role: profile.role.clone(),
+        labels: profile.labels.clone(),
+        host: profile.host.as_str().into(),
+        slots: profile.slots,
+        actions: profile.actions.iter().map(|a| (a.name.as_str().into(), a.version.clone())).collect(),
+    }
+}
+
+fn view_of(table: &Table, key: &(Namespace, AgentName), agent: &Agent) -> AgentView {
+    let profile = &agent.record.profile;
+    let state = match agent.lease {
+        Lease::Lost => "LOST",
+        Lease::Away | Lease::Suspect => "SUSPECT",
+        Lease::Alive if agent.record.draining || agent.leaving => "DRAINING",
+        Lease::Alive => "READY",
+    };
+    AgentView {
+        namespace: key.0.clone(),
+        name: key.1.clone(),
+        role: profile.role.clone(),
+        labels: profile.labels.clone(),
+        host: profile.host.clone(),
+        state,
+        instance: profile.instance.as_str().to_owned(),
+        slots: profile.slots,
+        busy: table.busy(&profile.instance),
+        last_beat_at: agent.last_beat_at,
+        actions: profile.actions.iter().map(|a| (a.name.clone(), a.version.clone())).collect(),
+        software: profile.software.clone(),
+    }
+}

@@ -1,0 +1,389 @@
+//! The one placement table: which instance takes which queued step.
+//!
+//! First come, first served per role; urgent phases before others; between runs of one urgency in turns, so that a run
+//! with a hundred ready steps does not keep out one with a single step. A slot that becomes free is reserved for the first
+//! waiter that fits at once, and that run is poked; so whoever finds a free slot takes it from nobody.
+//!
+//! The table is memory: after a restart it is filled again from the attempts of the replayed runs and from registrations.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use muster_engine::{
+    ids::{ActionName, AgentName, HostLabel, InstanceId, Namespace},
+    plan::{AgentSelector, PinnedAction, Priority},
+    run::Place,
+};
+
+use crate::driver::entry::RunEntry;
+
+/// A place at an instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Seat {
+    /// Which agent.
+    pub(crate) agent: AgentName,
+    /// Which process of it.
+    pub(crate) instance: InstanceId,
+    /// Where that works.
+    pub(crate) host: Option<HostLabel>,
+}
+
+/// What a queued step asks for.
+#[derive(Clone, Debug)]
+pub(crate) struct Wish {
+    pub(crate) selector: Arc<AgentSelector>,
+    /// The only host where it may go.
+    pub(crate) host: Option<HostLabel>,
+    pub(crate) excluded: BTreeSet<InstanceId>,
+    pub(crate) action: Arc<PinnedAction>,
+    pub(crate) priority: Priority,
+}
+
+impl Wish {
+    /// What the engine asks for.
+    pub(crate) fn of(place: Place) -> Self {
+        let Place { action, selector, host, excluded, priority, .. } = place;
+        Self { selector, host, excluded, action, priority }
+    }
+}
+
+/// What placement knows of an instance.
+#[derive(Clone, Debug)]
+pub(crate) struct Offer {
+    pub(crate) agent: AgentName,
+    pub(crate) namespace: Namespace,
+    pub(crate) role: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) host: HostLabel,
+    pub(crate) slots: u32,
+    /// Versions by action.
+    pub(crate) actions: BTreeMap<ActionName, String>,
+}
+
+/// Whether an instance may be given something new, and why not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Availability {
+    /// It may.
+    Open,
+    /// Known from the journal; it has not registered since the coordinator started.
+    Away,
+    /// No beat for a while.
+    Suspect,
+    /// No beat for so long that its lease is over.
+    Lost,
+    /// It takes nothing new.
+    Draining,
+    /// Another process has its agent's name, or it is proven dead.
+    Replaced,
+}
+
+/// A step of a run, by the run's key in memory and the step's index.
+pub(crate) type StepKey = (u64, usize);
+
+type RoleKey = (Namespace, String);
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Table {
+    instances: HashMap<InstanceId, Instance>,
+    roles: HashMap<RoleKey, Role>,
+    seats: HashMap<StepKey, InstanceId>,
+    waiters: HashMap<StepKey, RoleKey>,
+}
+
+struct Instance {
+    offer: Option<Offer>,
+    availability: Availability,
+    held: HashMap<StepKey, Arc<RunEntry>>,
+}
+
+#[derive(Default)]
+struct Role {
+    instances: Vec<InstanceId>,
+    cursor: usize,
+    waiting: BTreeMap<Ticket, Waiter>,
+    tickets: HashMap<StepKey, Ticket>,
+    round: u64,
+    arrivals: u64,
+    next_round_of_run: HashMap<u64, u64>,
+}
+
+type Ticket = (Priority, u64, u64);
+
+struct Waiter {
+    run: Arc<RunEntry>,
+    step: usize,
+    wish: Wish,
+}
+
+impl Table {
+    /// A seat for a step, reserved until [`Table::release`]; or none, and then the run is poked once a seat is reserved
+    /// for it. Asking again changes nothing but the wish.
+    pub(crate) fn place(&mut self, run: &Arc<RunEntry>, step: usize, wish: Wish) -> Option<Seat> {
+        let key = (run.key, step);
+        if let Some(id) = self.seats.get(&key) {
+            let instance = &self.instances[id];
+            if instance.fits(id, &wish).is_ok() {
+                return instance.seat(id);
+            }
+            self.release(run, step);
+        }
+        let role_key = (run.namespace.clone(), wish.selector.role.clone());
+        let role = self.roles.entry(role_key.clone()).or_default();
+        let count = role.instances.len();
+        for offset in 0..count {
+            let at = (role.cursor + offset) % count;
+            let id = role.instances[at].clone();
+            let Some(instance) = self.instances.get_mut(&id) else { continue };
+            if !instance.has_room() || instance.fits(&id, &wish).is_err() {
+                continue;
+            }
+            role.cursor = at + 1;
+            role.leave(key);
+            self.waiters.remove(&key);
+            instance.held.insert(key, Arc::clone(run));
+            let seat = instance.seat(&id);
+            self.seats.insert(key, id);
+            return seat;
+        }
+        role.wait(key, run, wish);
+        self.waiters.insert(key, role_key);
+        None
+    }
+
+    /// The step needs its seat, or its place in the queue, no longer.
+    pub(crate) fn release(&mut self, run: &RunEntry, step: usize) {
+        let key = (run.key, step);
+        if let Some(id) = self.seats.remove(&key) {
+            let Some(instance) = self.instances.get_mut(&id) else { return };
+            instance.held.remove(&key);
+            if instance.held.is_empty() && instance.offer.is_none() {
+                self.instances.remove(&id);
+            } else {
+                self.grant(&id);
+            }
+        } else if let Some(role) = self.waiters.remove(&key).and_then(|role| self.roles.get_mut(&role)) {
+            role.leave(key);
+        }
+    }
+
+    /// A replayed attempt is at an instance, known or not.
+    pub(crate) fn occupy(&mut self, run: &Arc<RunEntry>, step: usize, at: &InstanceId) {
+        let key = (run.key, step);
+        if self.seats.insert(key, at.clone()).is_some_and(|old| old != *at) {
+            for instance in self.instances.values_mut() {
+                instance.held.remove(&key);
+            }
+        }
+        let instance = self.instances.entry(at.clone()).or_insert_with(Instance::unknown);
+        instance.held.insert(key, Arc::clone(run));
+    }
+
+    /// An instance is there, or is there with other offers, or may (no longer) be given something new.
+    pub(crate) fn set(&mut self, id: &InstanceId, offer: Offer, availability: Availability) {
+        let role_key = (offer.namespace.clone(), offer.role.clone());
+        let instance = self.instances.entry(id.clone()).or_insert_with(Instance::unknown);
+        let old_role = instance.offer.as_ref().map(|o| (o.namespace.clone(), o.role.clone()));
+        instance.offer = Some(offer);
+        instance.availability = availability;
+        if old_role.as_ref() != Some(&role_key) {
+            if let Some(role) = old_role.and_then(|key| self.roles.get_mut(&key)) {
+                role.instances.retain(|i| i != id);
+            }
+            self.roles.entry(role_key).or_default().instances.push(id.clone());
+        }
+        self.grant(id);
+    }
+
+    /// Whether an instance may be given something new has changed.
+    pub(crate) fn set_availability(&mut self, id: &InstanceId, availability: Availability) {
+        let Some(instance) = self.instances.get_mut(id) else { return };
+        instance.availability = availability;
+        if availability == Availability::Replaced {
+            if let Some(offer) = instance.offer.take()
+                && let Some(role) = self.roles.get_mut(&(offer.namespace, offer.role))
+            {
+                role.instances.retain(|i| i != id);
+            }
+            if self.instances.get(id).is_some_and(|i| i.held.is_empty()) {
+                self.instances.remove(id);
+            }
+        } else {
+            self.grant(id);
+        }
+    }
+
+    /// The runs that have attempts, or seats reserved for one, at an instance.
+    pub(crate) fn runs_at(&self, id: &InstanceId) -> Vec<Arc<RunEntry>> {
+        let held = self.instances.get(id).map(|i| &i.held);
+        let by_key: BTreeMap<u64, &Arc<RunEntry>> = held.into_iter().flatten().map(|(k, run)| (k.0, run)).collect();
+        by_key.into_values().map(Arc::clone).collect()
+    }
+
+    /// How many attempts an instance has, seats reserved for one included.
+    pub(crate) fn busy(&self, id: &InstanceId) -> u32 {
+        self.instances.get(id).map_or(0, |i| u32::try_from(i.held.len()).unwrap_or(u32::MAX))
+    }
+
+    /// How many steps wait for a seat.
+    pub(crate) fn waiting(&self) -> usize {
+        self.roles.values().map(|r| r.waiting.len()).sum()
+    }
+
+    /// Why nobody can take a step right now, for people: one clause per agent of the role.
+    pub(crate) fn why_not(&self, namespace: &Namespace, wish: &Wish) -> String {
+        let role = self.roles.get(&(namespace.clone(), wish.selector.role.clone()));
+        let ids = role.map_or(&[][..], |r| &r.instances);
+        if ids.is_empty() {
+            return format!("no agent of role {} has registered", wish.selector.role);
+        }
+        let clauses = ids.iter().filter_map(|id| {
+            let instance = self.instances.get(id)?;
+            let agent = &instance.offer.as_ref()?.agent;
+            match instance.fits(id, wish) {
+                Err(misfit) => Some(format!("{agent} {}", instance.say(misfit, wish))),
+                Ok(()) if instance.has_room() => Some(format!("{agent} has a free slot")),
+                Ok(()) => Some(format!("{agent} has all {} slots taken", instance.slots())),
+            }
+        });
+        clauses.collect::<Vec<_>>().join("; ")
+    }
+
+    /// Reserve the free slots of an instance for those who wait for them, and poke their runs.
+    fn grant(&mut self, id: &InstanceId) {
+        let Some(instance) = self.instances.get_mut(id) else { return };
+        if instance.availability != Availability::Open || !instance.has_room() {
+            return;
+        }
+        let Some(offer) = &instance.offer else { return };
+        let Some(role) = self.roles.get_mut(&(offer.namespace.clone(), offer.role.clone())) else { return };
+        if role.waiting.is_empty() {
+            return;
+        }
+        let room = (instance.slots() as usize).saturating_sub(instance.held.len());
+        let fitting: Vec<Ticket> =
+            role.waiting.iter().filter(|(_, w)| instance.fits(id, &w.wish).is_ok()).take(room).map(|(t, _)| *t).collect();
+        for ticket in fitting {
+            let Some(waiter) = role.waiting.remove(&ticket) else { continue };
+            let key = (waiter.run.key, waiter.step);
+            role.tickets.remove(&key);
+            self.waiters.remove(&key);
+            role.round = role.round.max(ticket.1);
+            instance.held.insert(key, Arc::clone(&waiter.run));
+            self.seats.insert(key, id.clone());
+            waiter.run.seat_reserved();
+        }
+        if role.waiting.is_empty() {
+            role.next_round_of_run.clear();
+        }
+    }
+}
+
+impl Instance {
+    fn unknown() -> Self {
+        Self { offer: None, availability: Availability::Away, held: HashMap::new() }
+    }
+
+    fn slots(&self) -> u32 {
+        self.offer.as_ref().map_or(0, |o| o.slots)
+    }
+
+    fn has_room(&self) -> bool {
+        self.held.len() < self.slots() as usize
+    }
+
+    fn seat(&self, id: &InstanceId) -> Option<Seat> {
+        let offer = self.offer.as_ref()?;
+        Some(Seat { agent: offer.agent.clone(), instance: id.clone(), host: Some(offer.host.clone()) })
+    }
+
+    /// Whether it may be given the step, slots aside.
+    fn fits(&self, id: &InstanceId, wish: &Wish) -> Result<(), Misfit> {
+        match self.availability {
+            Availability::Open => {}
+            other @ (Availability::Away
+            | Availability::Suspect
+            | Availability::Lost
+            | Availability::Draining
+            | Availability::Replaced) => return Err(Misfit::Not(other)),
+        }
+        let offer = self.offer.as_ref().ok_or(Misfit::Not(Availability::Away))?;
+        if wish.excluded.contains(id) {
+            return Err(Misfit::Refused);
+        }
+        if wish.host.as_ref().is_some_and(|host| *host != offer.host) {
+            return Err(Misfit::Host);
+        }
+        if wish.selector.labels.iter().any(|(k, v)| offer.labels.get(k) != Some(v)) {
+            return Err(Misfit::Labels);
+        }
+        match offer.actions.get(&wish.action.name) {
+            None => Err(Misfit::Action),
+            Some(version) if *version != wish.action.version => Err(Misfit::Version),
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn say(&self, misfit: Misfit, wish: &Wish) -> String {
+        let offer = self.offer.as_ref();
+        match misfit {
+            Misfit::Not(Availability::Open) => "may be asked".to_owned(),
+            Misfit::Not(Availability::Away) => "has not registered since the coordinator started".to_owned(),
+            Misfit::Not(Availability::Suspect) => "does not answer".to_owned(),
+            Misfit::Not(Availability::Lost) => "is lost: it has not answered for longer than its lease".to_owned(),
+            Misfit::Not(Availability::Draining) => "is draining".to_owned(),
+            Misfit::Not(Availability::Replaced) => "has ended".to_owned(),
+            Misfit::Refused => "refused this step".to_owned(),
+            Misfit::Host => {
+                let wanted = wish.host.as_ref().map_or("", HostLabel::as_str);
+                format!("works on host {}, not on {wanted}", offer.map_or("", |o| o.host.as_str()))
+            }
+            Misfit::Labels => {
+                let missing = wish.selector.labels.iter().filter(|(k, v)| offer.is_none_or(|o| o.labels.get(*k) != Some(*v)));
+                let missing: Vec<_> = missing.map(|(k, v)| format!("{k}={v}")).collect();
+                format!("has not the label {}", missing.join(", "))
+            }
+            Misfit::Action => format!("does not offer {}", wish.action.name),
+            Misfit::Version => {
+                let offered = offer.and_then(|o| o.actions.get(&wish.action.name)).map_or("", String::as_str);
+                format!("offers {} {offered}, and the plan is made for {}", wish.action.name, wish.action.version)
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Misfit {
+    Not(Availability),
+    Refused,
+    Host,
+    Labels,
+    Action,
+    Version,
+}
+
+impl Role {
+    fn leave(&mut self, key: StepKey) {
+        if let Some(ticket) = self.tickets.remove(&key) {
+            self.waiting.remove(&ticket);
+        }
+    }
+
+    fn wait(&mut self, key: StepKey, run: &Arc<RunEntry>, wish: Wish) {
+        if let Some(ticket) = self.tickets.get(&key) {
+            if let Some(waiter) = self.waiting.get_mut(ticket) {
+                waiter.wish = wish;
+            }
+            return;
+        }
+        let next = self.next_round_of_run.entry(key.0).or_insert(0);
+        let round = (*next).max(self.round);
+        *next = round + 1;
+        self.arrivals += 1;
+        let ticket = (wish.priority, round, self.arrivals);
+        self.tickets.insert(key, ticket);
+        self.waiting.insert(ticket, Waiter { run: Arc::clone(run), step: key.1, wish });
+    }
+}

@@ -1,0 +1,379 @@
+//! A coordinator in memory with paused time, and an agent that does what a test tells it, message by message.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::StreamExt;
+use jiff::{SignedDuration, Timestamp};
+use muster_bus::{
+    Bus,
+    bus::ReplyTo,
+    local::LocalBus,
+    message::{
+        ActionOffer, Beat, BeatReply, Outcome, PROTOCOL, Register, RegisterReply, Report, ReportBody, ReportReply,
+        Scope, Task, TaskReply,
+    },
+    subject::Subjects,
+};
+use muster_coordinator::{
+    control::{Caller, Control, PlaybookSource},
+    driver::{Clock, Config, Coordinator},
+    journal::{
+        AppendError, Appended, Head, Journal, Position, ReadError, Record, StreamAppend, StreamId,
+        memory::MemoryJournal,
+    },
+    store::Store,
+};
+use muster_engine::{
+    ids::{Namespace, RunId},
+    run::Run,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+pub(crate) const CLUSTER: &str = "0d6cf4cc-7e4c-4f0c-a6a1-6f9b4a1d2e30";
+
+/// What outlives a coordinator: its journal and the bus; and the one that is up.
+pub(crate) struct House {
+    pub(crate) journal: Arc<Watched>,
+    pub(crate) bus: Arc<LocalBus>,
+    pub(crate) up: Coordinator,
+    pub(crate) wall_offset_ms: Arc<std::sync::atomic::AtomicI64>,
+    dir: tempfile::TempDir,
+    opened: u64,
+}
+
+impl House {
+    pub(crate) async fn open() -> Self {
+        let journal = Arc::new(Watched::default());
+        let bus = Arc::new(LocalBus::new());
+        let dir = tempfile::tempdir().unwrap();
+        let wall = Arc::default();
+        let up = open(&journal, &bus, dir.path(), &wall).await;
+        Self { journal, bus, up, wall_offset_ms: wall, dir, opened: 1 }
+    }
+
+    /// The coordinator goes without a word, and another one opens the same journal; its store is a new one.
+    pub(crate) async fn crash_and_reopen(&mut self) {
+        self.up.shutdown().await;
+        self.opened += 1;
+        let store = self.dir.path().join(self.opened.to_string());
+        self.up = open(&self.journal, &self.bus, &store, &self.wall_offset_ms).await;
+    }
+
+    pub(crate) async fn start(&self, yaml: &str) -> Arc<Run> {
+        let source = PlaybookSource::Inline(yaml.to_owned());
+        let started = self.up.start_run(&ns(), &source, json!({}), "", None, false, &operator()).await;
+        started.unwrap_or_else(|e| panic!("{e}: {:#?}", e.findings))
+    }
+
+    pub(crate) async fn run(&self, id: &RunId) -> Arc<Run> {
+        self.up.run(&ns(), id).await.unwrap()
+    }
+
+    /// Wait until the run is so, for an hour of the paused clock at most.
+    pub(crate) async fn until(&self, id: &RunId, what: &str, so: impl Fn(&Run) -> bool) -> Arc<Run> {
+        for _ in 0..36_000 {
+            let run = self.run(id).await;
+            if so(&run) {
+                return run;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("never {what}: {:#?}", self.run(id).await);
+    }
+
+    pub(crate) async fn ended(&self, id: &RunId) -> Arc<Run> {
+        self.until(id, "ended", Run::has_ended).await
+    }
+
+    pub(crate) async fn agent(&self, name: &str) -> Agent {
+        Agent::start(Arc::clone(&self.bus), name, "i1", |_| {}).await
+    }
+}
+
+async fn open(
+    journal: &Arc<Watched>,
+    bus: &Arc<LocalBus>,
+    dir: &std::path::Path,
+    wall_offset_ms: &Arc<std::sync::atomic::AtomicI64>,
+) -> Coordinator {
+    let (store, _) = Store::open(&dir.join("store"), CLUSTER, journal.head().position).unwrap();
+    let store = Arc::new(store);
+    let mut config = Config::new(Arc::clone(journal) as _, store, Arc::clone(bus) as _, CLUSTER);
+    config.clock = clock(wall_offset_ms);
+    config.shipped = vec![offer("test.work")];
+    Coordinator::open(config).await.unwrap()
+}
+
+/// Follows the paused clock, from one moment for all coordinators of a test.
+fn clock(offset_ms: &Arc<std::sync::atomic::AtomicI64>) -> Clock {
+    let start = tokio::time::Instant::now();
+    let epoch: Timestamp = "2026-01-07T09:00:00Z".parse().unwrap();
+    let offset_ms = Arc::clone(offset_ms);
+    Clock::new(move || {
+        let elapsed = SignedDuration::try_from(start.elapsed()).unwrap();
+        let wall = epoch + elapsed + SignedDuration::from_millis(offset_ms.load(Ordering::SeqCst));
+        wall
+    })
+}
+
+pub(crate) fn ns() -> Namespace {
+    "default".into()
+}
+
+pub(crate) fn operator() -> Caller {
+    Caller { actor: "person/operator".into(), request_id: None }
+}
+
+pub(crate) fn offer(name: &str) -> ActionOffer {
+    ActionOffer {
+        name: name.to_owned(),
+        version: "1.0.0".to_owned(),
+        summary: String::new(),
+        idempotent: true,
+        undoable: false,
+        checkable: true,
+        concurrent_safe: false,
+        read_only: false,
+        scope: Scope::Target,
+        params_schema: None,
+        output_schema: None,
+    }
+}
+
+/// A chain of steps in one phase, with a milestone.
+pub(crate) fn chain(steps: usize) -> String {
+    let mut yaml = String::from(
+        "apiVersion: muster.dev/v1\nkind: Playbook\nmetadata: {name: chain, owner: devops}\nspec:\n  phases:\n    - id: only\n      milestone: All done\n      deadline: 30m\n      steps:\n",
+    );
+    for i in 0..steps {
+        let needs = if i == 0 { String::new() } else { format!("needs: [s{}], ", i - 1) };
+        yaml.push_str(&format!(
+            "        - {{id: s{i}, {needs}agent: {{role: infra}}, action: test.work, with: {{n: {i}}}, undo: irreversible}}\n"
+        ));
+    }
+    yaml
+}
+
+/// One process of an agent.
+pub(crate) struct Agent {
+    pub(crate) bus: Arc<LocalBus>,
+    pub(crate) name: String,
+    pub(crate) instance: String,
+    tasks: mpsc::UnboundedReceiver<(Task, ReplyTo)>,
+    beating: Arc<AtomicBool>,
+    pub(crate) beat: Arc<Mutex<Beat>>,
+    pub(crate) heard: Arc<Mutex<Vec<BeatReply>>>,
+}
+
+impl Agent {
+    /// Register, and beat until [`Agent::fall_silent`].
+    pub(crate) async fn start(
+        bus: Arc<LocalBus>,
+        name: &str,
+        instance: &str,
+        change: impl FnOnce(&mut Register),
+    ) -> Self {
+        let (answer, agent) = Self::try_start(bus, name, instance, change).await;
+        assert!(matches!(answer, RegisterReply::Registered { .. }), "{answer:?}");
+        agent
+    }
+
+    pub(crate) async fn try_start(
+        bus: Arc<LocalBus>,
+        name: &str,
+        instance: &str,
+        change: impl FnOnce(&mut Register),
+    ) -> (RegisterReply, Self) {
+        let mut deliveries = bus.subscribe(&subjects().task(name, instance)).await.unwrap();
+        let (sender, tasks) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Some(delivery) = deliveries.next().await {
+                let task = serde_json::from_slice(&delivery.payload).unwrap();
+                if sender.send((task, delivery.reply.unwrap())).is_err() {
+                    return;
+                }
+            }
+        });
+        let beat =
+            Beat { cluster: CLUSTER.to_owned(), instance: instance.to_owned(), holds: Vec::new(), draining: false };
+        let agent = Self {
+            bus,
+            name: name.to_owned(),
+            instance: instance.to_owned(),
+            tasks,
+            beating: Arc::new(AtomicBool::new(true)),
+            beat: Arc::new(Mutex::new(beat)),
+            heard: Arc::default(),
+        };
+        let mut register = registration(name, instance);
+        change(&mut register);
+        let answer = agent.ask(&subjects().register(name), &register).await;
+        agent.keep_beating();
+        (answer, agent)
+    }
+
+    fn keep_beating(&self) {
+        let (bus, name) = (Arc::clone(&self.bus), self.name.clone());
+        let (beating, beat, heard) = (Arc::clone(&self.beating), Arc::clone(&self.beat), Arc::clone(&self.heard));
+        tokio::spawn(async move {
+            while beating.load(Ordering::SeqCst) {
+                let payload = serde_json::to_vec(&*beat.lock().unwrap()).unwrap().into();
+                let sent = bus.request(&subjects().beat(&name), payload, Duration::from_secs(2)).await;
+                if let Ok(reply) = sent {
+                    heard.lock().unwrap().push(serde_json::from_slice(&reply).unwrap());
+                }
+                tokio::time::sleep(Duration::from_secs(5)).await;
+            }
+        });
+    }
+
+    pub(crate) fn fall_silent(&self) {
+        self.beating.store(false, Ordering::SeqCst);
+    }
+
+    pub(crate) fn speak_again(&self) {
+        self.beating.store(true, Ordering::SeqCst);
+        self.keep_beating();
+    }
+
+    pub(crate) async fn ask<Q: Serialize, A: DeserializeOwned>(&self, subject: &str, question: &Q) -> A {
+        let payload = serde_json::to_vec(question).unwrap().into();
+        let reply = self.bus.request(subject, payload, Duration::from_secs(600)).await.unwrap();
+        serde_json::from_slice(&reply).unwrap()
+    }
+
+    /// The next task, with an answer.
+    pub(crate) async fn next(&mut self, answer: TaskReply) -> Task {
+        let waited = tokio::time::timeout(Duration::from_secs(3_600), self.tasks.recv()).await;
+        let (task, reply) = waited.expect("a task within an hour").expect("the bus is up");
+        reply.send(serde_json::to_vec(&answer).unwrap().into());
+        task
+    }
+
+    /// Whether a task comes within a time; it is not answered.
+    pub(crate) async fn gets_nothing_for(&mut self, time: Duration) -> bool {
+        tokio::time::timeout(time, self.tasks.recv()).await.is_err()
+    }
+
+    pub(crate) async fn report(&self, task: &Task, body: ReportBody) -> ReportReply {
+        self.report_as(&self.instance, task, body).await
+    }
+
+    pub(crate) async fn report_as(&self, instance: &str, task: &Task, body: ReportBody) -> ReportReply {
+        let report = Report {
+            cluster: CLUSTER.to_owned(),
+            instance: instance.to_owned(),
+            key: task.key.clone(),
+            report: body,
+        };
+        self.ask(&task.report_subject, &report).await
+    }
+
+    /// Take tasks and succeed in them, so many.
+    pub(crate) async fn succeed(&mut self, count: usize) {
+        for _ in 0..count {
+            let task = self.next(TaskReply::Accepted).await;
+            let reply = self.report(&task, succeeded(json!({"n": task.with["n"]}))).await;
+            assert_eq!(reply, ReportReply::Recorded { orders: vec![] });
+        }
+    }
+}
+
+pub(crate) fn registration(name: &str, instance: &str) -> Register {
+    Register {
+        protocol: PROTOCOL,
+        agent: name.to_owned(),
+        instance: instance.to_owned(),
+        role: "infra".to_owned(),
+        labels: [("site".to_owned(), "eu".to_owned())].into(),
+        host: Some("host-1".to_owned()),
+        slots: 4,
+        durable: true,
+        actions: vec![offer("test.work")],
+        holds: Vec::new(),
+        spooled: Vec::new(),
+        dead: Vec::new(),
+        software: "scripted".to_owned(),
+    }
+}
+
+pub(crate) fn subjects() -> Subjects {
+    Subjects::new("default")
+}
+
+pub(crate) fn succeeded(output: Value) -> ReportBody {
+    let outcome = Outcome::Succeeded { output, unchanged: false, observations: Vec::new(), truncated: false };
+    ReportBody::Finished { outcome }
+}
+
+/// A journal in memory that counts, and that can be slow or fail.
+#[derive(Default)]
+pub(crate) struct Watched {
+    inner: MemoryJournal,
+    pub(crate) appends: AtomicU64,
+    pub(crate) fails: AtomicBool,
+    /// With `fails`: the records are there nevertheless.
+    pub(crate) keeps: AtomicBool,
+    /// Answers wait here until they are let go.
+    held: Mutex<Option<Vec<Box<dyn FnOnce() + Send>>>>,
+}
+
+impl Watched {
+    /// From now on no append is answered.
+    pub(crate) fn hold(&self) {
+        *self.held.lock().unwrap() = Some(Vec::new());
+    }
+
+    /// Answer everything that waits, and everything that comes.
+    pub(crate) fn let_go(&self) -> usize {
+        let held = self.held.lock().unwrap().take().unwrap_or_default();
+        let count = held.len();
+        held.into_iter().for_each(|answer| answer());
+        count
+    }
+}
+
+impl Journal for Watched {
+    fn append(&self, appends: Vec<StreamAppend>) -> Appended {
+        self.appends.fetch_add(1, Ordering::SeqCst);
+        let (answer, appended) = tokio::sync::oneshot::channel();
+        if self.fails.load(Ordering::SeqCst) {
+            if self.keeps.load(Ordering::SeqCst) {
+                drop(self.inner.append(appends));
+            }
+            let _ = answer.send(Err(AppendError::Unavailable("the disk is away".to_owned())));
+            return appended;
+        }
+        let result = self.inner.append(appends).try_recv().unwrap();
+        let mut held = self.held.lock().unwrap();
+        match &mut *held {
+            Some(waiting) => waiting.push(Box::new(move || drop(answer.send(result)))),
+            None => drop(answer.send(result)),
+        }
+        appended
+    }
+
+    fn read(&self, after: Position) -> Box<dyn Iterator<Item = Result<(Position, Record), ReadError>> + Send> {
+        self.inner.read(after)
+    }
+
+    fn read_stream(&self, stream: &StreamId, after_seq: u64, limit: usize) -> Result<Vec<Record>, ReadError> {
+        self.inner.read_stream(stream, after_seq, limit)
+    }
+
+    fn head(&self) -> Head {
+        self.inner.head()
+    }
+
+    fn syncs(&self) -> u64 {
+        self.appends.load(Ordering::SeqCst)
+    }
+}
