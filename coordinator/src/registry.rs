@@ -149,7 +149,13 @@ impl Registry {
     }
 
     /// A registration that is welcome and journalled takes effect.
-    pub(crate) fn admit(&self, namespace: &Namespace, register: &Register, seq: Option<u64>, now: Timestamp) -> Admitted {
+    pub(crate) fn admit(
+        &self,
+        namespace: &Namespace,
+        register: &Register,
+        seq: Option<u64>,
+        now: Timestamp,
+    ) -> Admitted {
         let mut guard = self.lock();
         let state = &mut *guard;
         let name: AgentName = register.agent.as_str().into();
@@ -291,7 +297,13 @@ impl Registry {
     }
 
     /// Whether an instance that answers says that it holds an attempt.
-    pub(crate) fn says_it_holds(&self, namespace: &Namespace, name: &AgentName, instance: &InstanceId, key: &AttemptKey) -> bool {
+    pub(crate) fn says_it_holds(
+        &self,
+        namespace: &Namespace,
+        name: &AgentName,
+        instance: &InstanceId,
+        key: &AttemptKey,
+    ) -> bool {
         let state = self.lock();
         let Some(agent) = state.agents.get(&(namespace.clone(), name.clone())) else { return false };
         agent.record.profile.instance == *instance && agent.lease == Lease::Alive && agent.holds.contains(key)

@@ -174,7 +174,9 @@ impl Store {
     pub fn agents(&self) -> Result<Vec<AgentRow>, StoreError> {
         self.with(|tree| {
             let entries = tree.scan_prefix(key::AGENTS);
-            entries.map(|entry| entry.map_err(StoreError::from).and_then(|(key, row)| entry::parse(&key, &row))).collect()
+            entries
+                .map(|entry| entry.map_err(StoreError::from).and_then(|(key, row)| entry::parse(&key, &row)))
+                .collect()
         })
     }
 

@@ -130,14 +130,9 @@ impl Control for Coordinator {
         page_token: &str,
     ) -> Result<Page<RunSummary>, ControlError> {
         let (namespace, filter, token) = (namespace.clone(), filter.clone(), page_token.to_owned());
-        let page = self
-            .shared
-            .look_up(move |store| store.list_runs(&namespace, &filter, page_of(page_size), &token))
-            .await?;
-        Ok(Page {
-            items: page.items.into_iter().map(summary_of).collect(),
-            next_page_token: page.next_page_token,
-        })
+        let page =
+            self.shared.look_up(move |store| store.list_runs(&namespace, &filter, page_of(page_size), &token)).await?;
+        Ok(Page { items: page.items.into_iter().map(summary_of).collect(), next_page_token: page.next_page_token })
     }
 
     async fn command_run(
@@ -270,7 +265,11 @@ impl Control for Coordinator {
 
 impl Shared {
     /// Start a run of a plan; answered when its start, and what could be assigned at once, is on disk.
-    pub(super) async fn start(self: &Arc<Self>, started: RunStarted, request: Request) -> Result<Arc<Run>, ControlError> {
+    pub(super) async fn start(
+        self: &Arc<Self>,
+        started: RunStarted,
+        request: Request,
+    ) -> Result<Arc<Run>, ControlError> {
         if self.is_stopping() {
             return Err(errors::stopping());
         }

@@ -27,7 +27,12 @@ pub(super) fn invalid(code: &'static str, message: impl Into<String>, findings: 
 }
 
 pub(super) fn run_not_found(id: &RunId) -> ControlError {
-    error(ControlErrorKind::NotFound, "RUN_NOT_FOUND", format!("there is no run {id}"), "list the runs: muster run list")
+    error(
+        ControlErrorKind::NotFound,
+        "RUN_NOT_FOUND",
+        format!("there is no run {id}"),
+        "list the runs: muster run list",
+    )
 }
 
 pub(super) fn agent_not_found(name: &AgentName) -> ControlError {
@@ -58,19 +63,13 @@ pub(super) fn rejected(rejection: &Rejection) -> ControlError {
             let hint = "the steps of a run: muster run get";
             error(ControlErrorKind::NotFound, "STEP_NOT_FOUND", message, hint)
         }
-        Rejection::RunEnded => {
-            error(ControlErrorKind::FailedPrecondition, "RUN_ENDED", message, "start a new run")
-        }
+        Rejection::RunEnded => error(ControlErrorKind::FailedPrecondition, "RUN_ENDED", message, "start a new run"),
         Rejection::Forbidden { .. } => {
             let hint = "see what the run waits for: muster run explain";
             error(ControlErrorKind::FailedPrecondition, "TRANSITION_FORBIDDEN", message, hint)
         }
-        Rejection::UnknownAttempt { .. } => {
-            error(ControlErrorKind::NotFound, "ATTEMPT_NOT_FOUND", message, "")
-        }
-        Rejection::Conflict { .. } => {
-            error(ControlErrorKind::FailedPrecondition, "ATTEMPT_ENDED", message, "")
-        }
+        Rejection::UnknownAttempt { .. } => error(ControlErrorKind::NotFound, "ATTEMPT_NOT_FOUND", message, ""),
+        Rejection::Conflict { .. } => error(ControlErrorKind::FailedPrecondition, "ATTEMPT_ENDED", message, ""),
         Rejection::Broken(_) => error(ControlErrorKind::Internal, "INTERNAL", message, ""),
     }
 }

@@ -6,7 +6,9 @@ use futures_util::StreamExt;
 use jiff::Timestamp;
 use muster_bus::{
     Bus, BusError, Delivery, Subscription,
-    message::{AttemptKey, Beat, BeatReply, LogLine, Register, RegisterReply, Report, ReportReply, Status, StatusReply},
+    message::{
+        AttemptKey, Beat, BeatReply, LogLine, Register, RegisterReply, Report, ReportReply, Status, StatusReply,
+    },
     subject::{AgentSubject, Subjects, sender},
 };
 use muster_engine::{
@@ -276,7 +278,9 @@ impl Shared {
         for (run, holds) in held {
             match self.load(namespace, &run).await {
                 Ok(Some(entry)) => self.tell(entry, Message::Found { instance: instance.clone(), holds }),
-                Ok(None) => warn!(agent = register.agent, run_id = %run, "the agent holds attempts of a run that is not here"),
+                Ok(None) => {
+                    warn!(agent = register.agent, run_id = %run, "the agent holds attempts of a run that is not here")
+                }
                 Err(e) => warn!(run_id = %run, "the run can't be loaded: {e}"),
             }
         }

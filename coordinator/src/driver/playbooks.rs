@@ -209,7 +209,8 @@ impl Shared {
         }
         let mut offered = Catalogue::new();
         for offer in self.registry.offers(namespace) {
-            let newer = offered.get(offer.name.as_str()).is_none_or(|known| version(&known.version) < version(&offer.version));
+            let newer =
+                offered.get(offer.name.as_str()).is_none_or(|known| version(&known.version) < version(&offer.version));
             if newer {
                 offered.insert(offer.name.as_str().into(), entry_of(&offer));
             }

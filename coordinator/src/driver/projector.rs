@@ -120,7 +120,11 @@ impl Projector {
     pub(super) async fn settled(&self) {
         let target = {
             let dirty = self.lock();
-            if dirty.runs.is_empty() && dirty.agents.is_empty() && dirty.playbooks.is_empty() && *self.flushed.borrow() == dirty.epoch {
+            if dirty.runs.is_empty()
+                && dirty.agents.is_empty()
+                && dirty.playbooks.is_empty()
+                && *self.flushed.borrow() == dirty.epoch
+            {
                 return;
             }
             dirty.epoch + 1

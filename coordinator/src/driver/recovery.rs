@@ -30,11 +30,7 @@ const CHUNK: usize = 1_000;
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum PlaybookEvent {
     /// A new revision, or an older one again: it becomes the newest.
-    PlaybookSubmitted {
-        revision: muster_engine::ids::Digest,
-        owner: String,
-        yaml: Arc<str>,
-    },
+    PlaybookSubmitted { revision: muster_engine::ids::Digest, owner: String, yaml: Arc<str> },
 }
 
 /// What the journal says, as far as the coordinator has to know it to go on.
@@ -142,7 +138,9 @@ pub(super) fn after(before: Option<Rebuilt>, record: &Record) -> Result<Rebuilt,
         (None, Event::RunStarted(started)) if record.seq == 1 => {
             Ok(Rebuilt { run: Run::start(record.at, &started), started_by: record.by.clone() })
         }
-        (None, other) => Err(format!("record {} of {} is {}, not the start", record.seq, record.stream.0, other.kind())),
+        (None, other) => {
+            Err(format!("record {} of {} is {}, not the start", record.seq, record.stream.0, other.kind()))
+        }
         (Some(mut rebuilt), event) => {
             if record.seq != rebuilt.run.seq + 1 {
                 return Err(format!("record {} of {} follows {}", record.seq, record.stream.0, rebuilt.run.seq));
@@ -190,7 +188,13 @@ impl Pass {
         }
     }
 
-    fn take(&mut self, store: &Store, position: Position, record: Record, recovered: &mut Recovered) -> Result<(), StoreError> {
+    fn take(
+        &mut self,
+        store: &Store,
+        position: Position,
+        record: Record,
+        recovered: &mut Recovered,
+    ) -> Result<(), StoreError> {
         if position != self.position {
             if self.writes.len() >= WRITES {
                 let behind = self.position;
@@ -234,7 +238,8 @@ impl Pass {
     }
 
     fn playbook_record(&mut self, record: &Record) {
-        let Some((namespace, name)) = record.stream.0.strip_prefix("playbook/").and_then(|rest| rest.split_once('/')) else {
+        let Some((namespace, name)) = record.stream.0.strip_prefix("playbook/").and_then(|rest| rest.split_once('/'))
+        else {
             return;
         };
         match serde_json::from_str(record.event.get()) {

@@ -73,7 +73,8 @@ impl RunTask {
             run.step_index(step).is_none_or(|i| (*attempt as usize) > run.steps[i].attempts.len())
         });
         if let Some((step, attempt)) = unknown {
-            let why = format!("instance {instance} holds attempt {attempt} of step {step}, which the journal does not have");
+            let why =
+                format!("instance {instance} holds attempt {attempt} of step {step}, which the journal does not have");
             turn.broken = Some(why);
             return;
         }

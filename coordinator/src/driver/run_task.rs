@@ -80,7 +80,12 @@ enum Flow {
 
 impl RunTask {
     /// The task of a run that is on disk.
-    pub(super) fn new(shared: &Arc<Shared>, entry: &Arc<RunEntry>, inbox: mpsc::Receiver<Message>, run: Arc<Run>) -> Self {
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        entry: &Arc<RunEntry>,
+        inbox: mpsc::Receiver<Message>,
+        run: Arc<Run>,
+    ) -> Self {
         Self {
             shared: Arc::clone(shared),
             entry: Arc::clone(entry),
@@ -142,7 +147,9 @@ impl RunTask {
                 break;
             }
             let error = match &failed {
-                AppendError::Conflict { stream, .. } if request.is_stream(stream) => shared.repeated_start(&request).await,
+                AppendError::Conflict { stream, .. } if request.is_stream(stream) => {
+                    shared.repeated_start(&request).await
+                }
                 other @ (AppendError::Conflict { .. }
                 | AppendError::TooLarge { .. }
                 | AppendError::Damaged { .. }
@@ -242,7 +249,9 @@ impl RunTask {
     fn take(&mut self, turn: &mut Turn, message: Message) {
         match message {
             Message::Report { agent, report, reply } => self.report(turn, agent, *report, reply),
-            Message::Command { command, request, answer } => Self::command(turn, *command, &request, answer, &self.shared),
+            Message::Command { command, request, answer } => {
+                Self::command(turn, *command, &request, answer, &self.shared)
+            }
             Message::Status { fence, status } => {
                 let by = self.shared.actor_of(&fence.agent);
                 let _ = turn.decide(&Command::ReportStatus { fence, status: *status }, &by);
@@ -332,13 +341,8 @@ impl RunTask {
             }
             let step = place.step.clone();
             let Some(seat) = self.shared.registry.place(&self.entry, place.index, Wish::of(place)) else { continue };
-            let command = Command::Assign {
-                step,
-                agent: seat.agent,
-                instance: seat.instance,
-                host: seat.host,
-                dispatch_until,
-            };
+            let command =
+                Command::Assign { step, agent: seat.agent, instance: seat.instance, host: seat.host, dispatch_until };
             self.ours(turn, &command, &self.shared.ours);
         }
         self.give_seats_back(turn);
@@ -512,7 +516,9 @@ impl RunTask {
         }
         self.later = again;
         match &failed {
-            AppendError::Damaged { what, .. } => return self.quarantine(Turn::new(&self.run, self.shared.clock.now()), what),
+            AppendError::Damaged { what, .. } => {
+                return self.quarantine(Turn::new(&self.run, self.shared.clock.now()), what);
+            }
             AppendError::TooLarge { .. } => {
                 error!(run_id = %self.entry.id, "a turn does not fit in the journal: {failed}");
                 let why = failed.to_string();
@@ -555,7 +561,8 @@ impl RunTask {
             let mut touched = Touched::default();
             let mut events = Vec::with_capacity(records.len());
             for record in records {
-                let event = serde_json::from_str::<Event>(record.event.get()).map_err(|e| CatchUp::Broken(e.to_string()))?;
+                let event =
+                    serde_json::from_str::<Event>(record.event.get()).map_err(|e| CatchUp::Broken(e.to_string()))?;
                 touched.merge(run.apply(record.at, &event).map_err(|e| CatchUp::Broken(e.to_string()))?);
                 events.push((record.seq, record.at, record.by, event));
             }

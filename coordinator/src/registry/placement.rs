@@ -263,8 +263,13 @@ impl Table {
             return;
         }
         let room = (instance.slots() as usize).saturating_sub(instance.held.len());
-        let fitting: Vec<Ticket> =
-            role.waiting.iter().filter(|(_, w)| instance.fits(id, &w.wish).is_ok()).take(room).map(|(t, _)| *t).collect();
+        let fitting: Vec<Ticket> = role
+            .waiting
+            .iter()
+            .filter(|(_, w)| instance.fits(id, &w.wish).is_ok())
+            .take(room)
+            .map(|(t, _)| *t)
+            .collect();
         for ticket in fitting {
             let Some(waiter) = role.waiting.remove(&ticket) else { continue };
             let key = (waiter.run.key, waiter.step);
@@ -341,7 +346,8 @@ impl Instance {
                 format!("works on host {}, not on {wanted}", offer.map_or("", |o| o.host.as_str()))
             }
             Misfit::Labels => {
-                let missing = wish.selector.labels.iter().filter(|(k, v)| offer.is_none_or(|o| o.labels.get(*k) != Some(*v)));
+                let missing =
+                    wish.selector.labels.iter().filter(|(k, v)| offer.is_none_or(|o| o.labels.get(*k) != Some(*v)));
                 let missing: Vec<_> = missing.map(|(k, v)| format!("{k}={v}")).collect();
                 format!("has not the label {}", missing.join(", "))
             }

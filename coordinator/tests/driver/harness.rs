@@ -268,12 +268,8 @@ impl Agent {
     }
 
     pub(crate) async fn report_as(&self, instance: &str, task: &Task, body: ReportBody) -> ReportReply {
-        let report = Report {
-            cluster: CLUSTER.to_owned(),
-            instance: instance.to_owned(),
-            key: task.key.clone(),
-            report: body,
-        };
+        let report =
+            Report { cluster: CLUSTER.to_owned(), instance: instance.to_owned(), key: task.key.clone(), report: body };
         self.ask(&task.report_subject, &report).await
     }
 

@@ -4,7 +4,11 @@ use std::sync::atomic::Ordering;
 
 use futures_util::StreamExt;
 use muster_coordinator::control::{Control, RunFilter};
-use muster_engine::run::{Event, event::RunOutcome, state::{MilestoneState, RunState}};
+use muster_engine::run::{
+    Event,
+    event::RunOutcome,
+    state::{MilestoneState, RunState},
+};
 
 use crate::harness::{House, chain, ns};
 
