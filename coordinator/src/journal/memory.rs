@@ -61,7 +61,8 @@ impl Journal for MemoryJournal {
     fn read(&self, after: Position) -> Box<dyn Iterator<Item = Result<(Position, Record), ReadError>> + Send> {
         let inner = self.lock();
         let from = inner.records.partition_point(|(position, _)| *position <= after);
-        Box::new(inner.records[from..].to_vec().into_iter().map(Ok))
+        let records = inner.records[from..].to_vec();
+        Box::new(records.into_iter().map(Ok))
     }
 
     fn read_stream(&self, stream: &StreamId, after_seq: u64, limit: usize) -> Result<Vec<Record>, ReadError> {

@@ -81,6 +81,16 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     String::from_utf8(out).expect("hex digits are ASCII")
 }
 
+/// The bytes of `2 * N` lowercase hex digits.
+pub(crate) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let text = text.as_bytes();
+    let mut out = [0; N];
+    for (byte, pair) in out.iter_mut().zip(text.chunks_exact(2)) {
+        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+    }
+    (text.len() == 2 * N).then_some(out)
+}
+
 pub(crate) fn write_hex(out: &mut Vec<u8>, bytes: &[u8]) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     for byte in bytes {
@@ -99,6 +109,14 @@ fn write_one_line(out: &mut Vec<u8>, json: &[u8]) {
         out.extend(json.iter().map(|&b| if b == b'\n' || b == b'\r' { b' ' } else { b }));
     } else {
         out.extend_from_slice(json);
+    }
+}
+
+fn digit(c: u8) -> Option<u8> {
+    match c {
+        b'0'..=b'9' => Some(c - b'0'),
+        b'a'..=b'f' => Some(c - b'a' + 10),
+        _ => None,
     }
 }
 
@@ -121,7 +139,7 @@ mod tests {
         let mut out = Vec::new();
         let stream = StreamId("run/\"quoted\"".into());
         let hash = write_line(&mut out, &stream, 2, &record("{\n \"a\": \"x\\ny\"\r\n}"), &[0xab; 16]);
-        assert_eq!(out.iter().filter(|b| **b == b'\n').count(), 1);
+        assert_eq!(out.iter().position(|b| *b == b'\n'), Some(out.len() - 1));
         assert_eq!(hash, hash_line(&out[..out.len() - 1]));
         let back: Record = serde_json::from_slice(&out).unwrap();
         assert_eq!((back.v, back.seq, &back.stream), (RECORD_VERSION, 2, &stream));
@@ -135,5 +153,14 @@ mod tests {
         let mut out = Vec::new();
         write_line(&mut out, &StreamId("run/1".into()), 1, &record("{}"), &[1; 16]);
         assert_eq!(serde_json::from_slice::<Record>(&out).unwrap().prev, "");
+    }
+
+    #[test]
+    fn hex_goes_both_ways_and_refuses_everything_else() {
+        assert_eq!(unhex::<2>("0fa0"), Some([0x0f, 0xa0]));
+        assert_eq!(hex(&[0x0f, 0xa0]), "0fa0");
+        for bad in ["0FA0", "0fa", "0fa00", "0fg0", ""] {
+            assert_eq!(unhex::<2>(bad), None);
+        }
     }
 }

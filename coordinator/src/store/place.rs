@@ -86,7 +86,12 @@ pub(super) fn rebuild(path: &Path, cluster: &str, why: String) -> Result<(Db, Me
 
 /// Lets go of a tree whose files are deleted or damaged, and on which sled may panic or wait without end.
 pub(super) fn forget(db: Db) {
-    std::thread::spawn(move || guarded(|| Ok(drop(db))));
+    std::thread::spawn(move || {
+        guarded(|| {
+            drop(db);
+            Ok(())
+        })
+    });
 }
 
 /// sled leaves this to the kernel.

@@ -1,0 +1,292 @@
+//! The journal on disk: a log of plain JSON lines, one committer thread, one sync for all that wait.
+//!
+//! ```text
+//! {data}/lock      held by the one process that may write
+//! {data}/cluster   the lives of this log, the present one last
+//! {data}/HEAD      the last batch that was answered, in two slots; written after the answer, never synced
+//! {data}/log/{first batch}.jsonl
+//! ```
+//!
+//! An `Ok` comes after a successful `fdatasync` that covers the append. Everything else follows from never taking a byte
+//! for granted that was not synced: see `docs/journal.md`.
+
+mod commit;
+pub mod disk;
+mod files;
+mod format;
+mod index;
+mod open;
+mod queue;
+mod read;
+mod scan;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+};
+
+use tokio::sync::{oneshot, watch};
+
+pub use self::walk::Loss;
+use self::{
+    commit::{Committer, Request, Spare},
+    disk::{Disk, RealDisk},
+    files::Lock,
+    index::{Index, Place},
+    queue::Queue,
+    read::Reader,
+};
+use super::{
+    AppendError, Appended, Head, Journal, MAX_APPEND_BYTES, Position, ReadError, Record, StreamAppend, StreamId, record,
+};
+
+/// How a log is opened.
+#[derive(Clone)]
+pub struct LogOptions {
+    /// A segment is closed at about this size. At most 128 MiB.
+    pub segment_bytes: u64,
+    /// Go on although records are lost and not all streams that lost some can be named. The log then begins a new life.
+    pub accept_loss: bool,
+    /// Appends that wait for the disk take at most this much memory; more are answered `Unavailable` at once.
+    pub queue_bytes: usize,
+    /// For tests.
+    pub disk: Arc<dyn Disk>,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self { segment_bytes: 64 << 20, accept_loss: false, queue_bytes: 64 << 20, disk: Arc::new(RealDisk) }
+    }
+}
+
+/// What was found when a log was opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Opening {
+    /// There was none.
+    pub created: bool,
+    /// The log's present life; another one after a loss was accepted.
+    pub cluster: String,
+    /// Records that are lost. Streams that are named take no more records, and can't be read.
+    pub losses: Vec<Loss>,
+    /// A loss was accepted just now: what open runs did is not known.
+    pub accepted_loss: bool,
+    /// How much was cut off the end: an append that nobody was answered for.
+    pub cut_bytes: u64,
+    /// How many there are.
+    pub records: u64,
+}
+
+/// Why a log was not opened. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error("{} is in use by another process; stop that one first", path.display())]
+    InUse {
+        /// The data directory.
+        path: PathBuf,
+    },
+    /// Records that were answered are lost, or may be.
+    #[error(
+        "the log is not whole ({}); restore a backup, or accept the loss with --accept-loss: every open run will then wait for a person",
+        list(losses)
+    )]
+    Loss {
+        /// What, and where.
+        losses: Vec<Loss>,
+    },
+    /// A newer program wrote it.
+    #[error("{file} has a record of version {version}, which a newer muster has written; use that one")]
+    Version {
+        /// Which file.
+        file: String,
+        /// Which version.
+        version: u32,
+    },
+    /// The system refused something.
+    #[error("can't use {}", path.display())]
+    Io {
+        /// What was to be used.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+fn list(losses: &[Loss]) -> String {
+    losses.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// Whether the log takes appends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It does.
+    Standing,
+    /// A write or sync has failed; it is being tried again. Appends wait.
+    Interrupted {
+        /// The system's words.
+        why: String,
+    },
+    /// There is no room on the disk. Appends wait until there is.
+    WaitingForRoom {
+        /// The system's words, and how much is free.
+        why: String,
+    },
+    /// It can't go on, and neither can the process: end it. What was not answered may or may not be there.
+    Ended {
+        /// What failed, where, and what to do.
+        why: String,
+    },
+}
+
+/// The log of a data directory, which is locked until this is dropped. Dropping waits for everything handed over.
+pub struct LogJournal {
+    shared: Arc<Shared>,
+    committer: Option<JoinHandle<()>>,
+    _lock: Lock,
+}
+
+/// What the committer and everyone else have in common.
+pub(crate) struct Shared {
+    data: PathBuf,
+    cluster: String,
+    segment_bytes: u64,
+    disk: Arc<dyn Disk>,
+    queue: Queue,
+    queue_bytes: usize,
+    index: Mutex<Index>,
+    syncs: AtomicU64,
+    health: watch::Sender<Health>,
+}
+
+impl Shared {
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_health(&self, health: Health) {
+        self.health.send_if_modified(|old| {
+            let changed = *old != health;
+            *old = health;
+            changed
+        });
+    }
+
+    /// Nothing more is written; everyone who waits is told.
+    fn end(&self, why: &str) {
+        tracing::error!(why, "the log has ended");
+        self.set_health(Health::Ended { why: why.into() });
+        let mut waiting = Vec::new();
+        self.queue.end(&mut waiting);
+        for request in waiting {
+            let _ = request.answer.send(Err(AppendError::Unavailable(why.into())));
+        }
+    }
+}
+
+impl LogJournal {
+    /// Opens the log of a data directory, or makes one; reads all of it and checks every byte.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(data: &Path, mut options: LogOptions) -> Result<(Self, Opening), OpenError> {
+        options.segment_bytes = options.segment_bytes.min(Place::MAX_OFFSET / 2);
+        let opened = open::open(data, &options)?;
+        let shared = Arc::new(Shared {
+            data: data.into(),
+            cluster: opened.opening.cluster.clone(),
+            segment_bytes: options.segment_bytes,
+            disk: options.disk,
+            queue: Queue::default(),
+            queue_bytes: options.queue_bytes,
+            index: Mutex::new(opened.index),
+            syncs: AtomicU64::new(0),
+            health: watch::Sender::new(Health::Standing),
+        });
+        let start = || {
+            let spare = Spare::start(shared.clone())?;
+            let committer = Committer::new(shared.clone(), opened.active, opened.head, spare, opened.before);
+            let shared = shared.clone();
+            thread::Builder::new().name("journal".into()).spawn(move || {
+                if catch_unwind(AssertUnwindSafe(|| committer.run())).is_err() {
+                    shared.end("the committer panicked, which is a bug; the log is checked when it is opened again");
+                }
+            })
+        };
+        let committer = start().map_err(|source| OpenError::Io { path: data.into(), source })?;
+        Ok((Self { shared, committer: Some(committer), _lock: opened.lock }, opened.opening))
+    }
+
+    /// The log's present life: a UUID, another one after records were lost.
+    pub fn cluster(&self) -> &str {
+        &self.shared.cluster
+    }
+
+    /// Whether the log takes appends. Whoever serves watches this, and ends the process at [`Health::Ended`].
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.shared.health.subscribe()
+    }
+
+    /// How many streams there are.
+    pub fn streams(&self) -> usize {
+        self.shared.index().streams()
+    }
+}
+
+impl Drop for LogJournal {
+    fn drop(&mut self) {
+        self.shared.queue.close();
+        if let Some(committer) = self.committer.take() {
+            // It catches its own panics.
+            let _ = committer.join();
+        }
+    }
+}
+
+impl Journal for LogJournal {
+    fn append(&self, appends: Vec<StreamAppend>) -> Appended {
+        let (answer, appended) = oneshot::channel();
+        let refused = match super::check_size(&appends, MAX_APPEND_BYTES) {
+            Ok(bytes) => {
+                let pushed = self.shared.queue.push(Request { appends, bytes, answer }, self.shared.queue_bytes);
+                pushed.err().map(|(request, why)| (request.answer, AppendError::Unavailable(why.into())))
+            }
+            Err(error) => Some((answer, error)),
+        };
+        if let Some((answer, error)) = refused {
+            // The receiver is still in our hands.
+            let _ = answer.send(Err(error));
+        }
+        appended
+    }
+
+    fn read(&self, after: Position) -> Box<dyn Iterator<Item = Result<(Position, Record), ReadError>> + Send> {
+        let segments = {
+            let index = self.shared.index();
+            let from = index.segments.partition_point(|segment| segment.first <= after.0 + 1).saturating_sub(1);
+            index.segments[from..].to_vec()
+        };
+        Box::new(Reader::new(segments, after))
+    }
+
+    fn read_stream(&self, stream: &StreamId, after_seq: u64, limit: usize) -> Result<Vec<Record>, ReadError> {
+        read::stream(&self.shared, stream, after_seq, limit)
+    }
+
+    fn head(&self) -> Head {
+        let index = self.shared.index();
+        Head { position: index.position, chain: record::hex(&index.chain) }
+    }
+
+    fn syncs(&self) -> u64 {
+        self.shared.syncs.load(Ordering::Relaxed)
+    }
+}

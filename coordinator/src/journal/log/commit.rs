@@ -1,0 +1,360 @@
+//! The committer: one thread that gathers, writes, syncs and answers.
+
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::Ordering,
+        mpsc::{Receiver, Sender, channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+
+use super::{
+    Health, Shared,
+    disk::{DiskFile, fill, is_no_room},
+    files,
+    format::{self, Commit},
+    index::{Index, Place, Segment, Slot},
+};
+use crate::journal::{
+    AppendError, Position, StreamAppend,
+    record::{self, Chain, LineHash},
+};
+
+/// An append that waits for its answer.
+pub(crate) struct Request {
+    pub(crate) appends: Vec<StreamAppend>,
+    /// An upper bound of what it takes in the log.
+    pub(crate) bytes: usize,
+    pub(crate) answer: Answer,
+}
+
+/// Where the answer to an append goes.
+type Answer = oneshot::Sender<Result<Position, AppendError>>;
+
+/// A batch takes no further append when it is this large.
+const FULL_BATCH_BYTES: usize = 8 << 20;
+/// How often it is tried again when there is no room.
+const ROOM_PAUSE: Duration = Duration::from_millis(250);
+const ROOM_REPORT_EVERY: Duration = Duration::from_secs(60);
+
+/// The end of the log, in the hands of the one who writes it.
+pub(crate) struct Committer {
+    shared: Arc<Shared>,
+    active: Active,
+    head: Box<dyn DiskFile>,
+    spare: Spare,
+    position: u64,
+    chain: Chain,
+    /// Streams of the last batch.
+    before: Vec<Slot>,
+    batch: BatchBuffer,
+}
+
+/// The segment that is being written.
+pub(crate) struct Active {
+    pub(crate) file: Box<dyn DiskFile>,
+    /// The end of the last synced batch.
+    pub(crate) end: u64,
+    /// There is no batch in it yet.
+    pub(crate) empty: bool,
+}
+
+/// A thread that does what need not be done on the hot path, and ends when the committer does.
+pub(crate) struct Spare {
+    orders: Sender<Order>,
+    /// A file full of zeros; none: there could be none.
+    ready: Receiver<Option<Box<dyn DiskFile>>>,
+    ordered: bool,
+}
+
+enum Order {
+    /// Fill the next segment's file with zeros.
+    Fill,
+    /// Take the zeros off the end of a segment that is full, for pagers and `jq`.
+    Trim(PathBuf, u64),
+}
+
+/// A batch on its way to the disk. Kept between batches, for its memory.
+#[derive(Default)]
+struct BatchBuffer {
+    bytes: Vec<u8>,
+    hashes: Vec<LineHash>,
+    streams: Vec<Slot>,
+    /// Stream, offset in the batch and count of records that lie side by side.
+    places: Vec<(Slot, usize, usize)>,
+    answers: Vec<(Answer, Result<(), AppendError>)>,
+}
+
+impl Committer {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        active: Active,
+        head: Box<dyn DiskFile>,
+        spare: Spare,
+        before: Vec<Slot>,
+    ) -> Self {
+        let (position, chain) = {
+            let index = shared.index();
+            (index.position.0, index.chain)
+        };
+        Self { shared, active, head, spare, position, chain, before, batch: BatchBuffer::default() }
+    }
+
+    /// Until the journal is closed and everything handed over before is answered, or the log can't go on.
+    pub(crate) fn run(mut self) {
+        let mut waiting = Vec::new();
+        while self.shared.queue.take(&mut waiting) {
+            // What is left of `waiting` when the log ends is dropped, which its senders take for `Unavailable`.
+            for request in waiting.drain(..) {
+                if self.batch.bytes.len() + request.bytes > FULL_BATCH_BYTES && !self.commit() {
+                    return;
+                }
+                self.stage(request);
+            }
+            if !self.commit() {
+                return;
+            }
+        }
+    }
+
+    /// Puts an append into the batch, if it fits to what is there.
+    fn stage(&mut self, request: Request) {
+        let Request { appends, answer, .. } = request;
+        let mut index = self.shared.index();
+        let damaged = appends.iter().try_for_each(|append| index.check_damage(&append.stream));
+        let checked = damaged.and_then(|()| crate::journal::check_expected(&appends, |stream| index.seq_of(stream)));
+        if checked.is_ok() {
+            let next = self.position + 1;
+            for append in &appends {
+                self.batch.stage(&mut index, append, next);
+            }
+        }
+        self.batch.answers.push((answer, checked));
+    }
+
+    /// Writes and syncs the batch and answers everyone in it. `false`: the log can't go on, and everyone is told.
+    fn commit(&mut self) -> bool {
+        if self.batch.hashes.is_empty() {
+            let position = Position(self.position);
+            self.batch.answers.drain(..).for_each(|(answer, checked)| send(answer, checked.map(|()| position)));
+            return true;
+        }
+        let number = self.position + 1;
+        let chain = record::next_chain(&self.chain, number, self.batch.hashes.iter());
+        {
+            let index = self.shared.index();
+            let commit = Commit {
+                batch: number,
+                records: self.batch.hashes.len(),
+                chain: &chain,
+                streams: self.batch.streams.iter().map(|slot| index.name(*slot)),
+                before: self.before.iter().map(|slot| index.name(*slot)),
+            };
+            format::write_commit(&mut self.batch.bytes, commit);
+        }
+        let from = match self.write(number) {
+            Ok(from) => from,
+            Err(why) => {
+                let why = AppendError::Unavailable(why);
+                self.batch.answers.drain(..).for_each(|(answer, _)| send(answer, Err(why.clone())));
+                return false;
+            }
+        };
+        (self.position, self.chain) = (number, chain);
+        self.publish(from);
+        let (slot, at) = files::head_slot(number, &chain);
+        if let Err(error) = self.head.write_at(&slot, at) {
+            tracing::warn!(%error, "HEAD can't be written: a lost end of the log would not be noticed");
+        }
+        let position = Position(number);
+        self.batch.answers.drain(..).for_each(|(answer, checked)| send(answer, checked.map(|()| position)));
+        std::mem::swap(&mut self.before, &mut self.batch.streams);
+        self.batch.clear();
+        true
+    }
+
+    /// Brings the batch to the disk, wherever there is one to be had. Gives where in the active segment it begins.
+    fn write(&mut self, number: u64) -> Result<u64, String> {
+        let bytes = &self.batch.bytes;
+        let (from, end) = (self.active.end, self.active.end + bytes.len() as u64);
+        let result = if end > self.shared.segment_bytes && !self.active.empty {
+            self.roll(number)
+        } else {
+            let file = &mut self.active.file;
+            let result = file.write_at(bytes, from).and_then(|()| file.sync());
+            self.shared.syncs.fetch_add(1, Ordering::Relaxed);
+            result.map(|()| {
+                (self.active.end, self.active.empty) = (end, false);
+                from
+            })
+        };
+        let result = result.or_else(|error| self.recover(number, &error));
+        if self.active.end > self.shared.segment_bytes / 2 && !self.spare.ordered {
+            // A thread that is gone makes no spares; segments then grow as they are written.
+            self.spare.ordered = self.spare.orders.send(Order::Fill).is_ok();
+        }
+        result
+    }
+
+    /// After a failed write or sync nobody knows what is on the disk, and what is read back proves nothing. The batch goes
+    /// into a fresh segment; from the last synced end on, the old one is void.
+    fn recover(&mut self, number: u64, error: &io::Error) -> Result<u64, String> {
+        tracing::error!(%error, batch = number, "the log could not be written; trying again in a fresh segment");
+        self.shared.set_health(Health::Interrupted { why: error.to_string() });
+        let (mut last_report, mut failure) = (None::<Instant>, None::<io::Error>);
+        loop {
+            match self.roll(number) {
+                Ok(from) => {
+                    tracing::warn!(batch = number, "the log stands again");
+                    self.shared.set_health(Health::Standing);
+                    return Ok(from);
+                }
+                Err(error) if is_no_room(&error) => {
+                    let why = format!("{error}; {}", room(&self.shared.data));
+                    if last_report.is_none_or(|at| at.elapsed() > ROOM_REPORT_EVERY) {
+                        tracing::error!(%why, path = %self.shared.data.display(), "no room for the log: everything waits");
+                        last_report = Some(Instant::now());
+                    }
+                    self.shared.set_health(Health::WaitingForRoom { why });
+                    if self.shared.queue.closed_within(ROOM_PAUSE) {
+                        failure = Some(error);
+                    }
+                }
+                Err(error) => failure = Some(error),
+            }
+            if let Some(error) = failure.take() {
+                let path = self.shared.data.display();
+                let why = format!("{path}: {error}; see what the kernel says of the disk, then start again");
+                self.shared.end(&why);
+                return Err(why);
+            }
+        }
+    }
+
+    /// Begins the segment whose first batch this is. Nothing of it is in its place before all of it is on the disk.
+    fn roll(&mut self, number: u64) -> io::Result<u64> {
+        let (dir, path) = (files::log_dir(&self.shared.data), files::segment_file(&self.shared.data, number));
+        let line = format::segment_line(&self.shared.cluster, number - 1, &self.chain);
+        let spare = self.spare.ready.try_recv().ok();
+        self.spare.ordered &= spare.is_none();
+        let (mut file, made) = match spare.flatten() {
+            Some(file) => (file, dir.join(SPARE)),
+            None => (self.shared.disk.create(&dir.join(FRESH))?, dir.join(FRESH)),
+        };
+        file.write_at(&line, 0)?;
+        file.write_at(&self.batch.bytes, line.len() as u64)?;
+        file.sync()?;
+        self.shared.disk.rename(&made, &path)?;
+        self.shared.disk.sync_dir(&dir)?;
+        self.shared.syncs.fetch_add(2, Ordering::Relaxed);
+        let from = line.len() as u64;
+        let end = from + self.batch.bytes.len() as u64;
+        self.active = Active { file, end, empty: false };
+        let mut index = self.shared.index();
+        // A segment that was to begin with this very batch has been replaced.
+        index.segments.retain(|segment| segment.first != number);
+        if let Some(full) = index.segments.last() {
+            // A thread that is gone leaves the zeros, which do no harm.
+            let _ = self.spare.orders.send(Order::Trim(full.path.clone(), full.end));
+        }
+        index.segments.push(Segment { path, first: number, end: from, marks: vec![(Position(number), from)] });
+        Ok(from)
+    }
+
+    fn publish(&mut self, from: u64) {
+        let mut index = self.shared.index();
+        let segment = index.segments.len() - 1;
+        let to = from + self.batch.bytes.len() as u64;
+        index.advance(Position(self.position), self.chain, from, to);
+        for &(slot, at, count) in &self.batch.places {
+            index.synced(slot, Place::new(segment, from + at as u64, count));
+        }
+    }
+}
+
+impl BatchBuffer {
+    fn stage(&mut self, index: &mut Index, append: &StreamAppend, batch: u64) {
+        if append.records.is_empty() {
+            return;
+        }
+        let slot = index.slot(&append.stream);
+        if index.touch(slot, batch) {
+            self.streams.push(slot);
+        }
+        for records in append.records.chunks(Place::MAX_COUNT) {
+            self.places.push((slot, self.bytes.len(), records.len()));
+            for record in records {
+                let hash = index.write(&mut self.bytes, slot, &append.stream, record);
+                self.hashes.push(hash);
+            }
+        }
+    }
+
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.hashes.clear();
+        self.streams.clear();
+        self.places.clear();
+    }
+}
+
+/// In the log's directory: a file that is being filled with zeros, or has been.
+pub(crate) const SPARE: &str = "spare";
+/// In the log's directory: a segment that is not whole yet.
+pub(crate) const FRESH: &str = "fresh";
+
+impl Spare {
+    /// Starts the thread. What fails there is tried again when it is needed.
+    pub(crate) fn start(shared: Arc<Shared>) -> io::Result<Self> {
+        let (orders, next) = channel();
+        let (made, ready) = channel();
+        let work = move || {
+            while let Ok(order) = next.recv() {
+                match order {
+                    Order::Fill => {
+                        let file = shared.fill_spare();
+                        let file = file.inspect_err(|error| {
+                            tracing::warn!(%error, "the log's next segment can't be prepared; syncs will be slower");
+                        });
+                        if made.send(file.ok()).is_err() {
+                            return;
+                        }
+                    }
+                    Order::Trim(path, bytes) => {
+                        if let Err(error) = File::options().write(true).open(&path).and_then(|file| file.set_len(bytes))
+                        {
+                            tracing::warn!(%error, path = %path.display(), "zeros stay at the end of a full segment");
+                        }
+                    }
+                }
+            }
+        };
+        thread::Builder::new().name("journal-spare".into()).spawn(work)?;
+        Ok(Self { orders, ready, ordered: false })
+    }
+}
+
+impl Shared {
+    fn fill_spare(&self) -> io::Result<Box<dyn DiskFile>> {
+        let mut file = self.disk.create(&files::log_dir(&self.data).join(SPARE))?;
+        fill(&mut *file, self.segment_bytes)?;
+        Ok(file)
+    }
+}
+
+fn send(answer: Answer, result: Result<Position, AppendError>) {
+    // A caller who no longer waits has lost interest in the answer, not in the append.
+    let _ = answer.send(result);
+}
+
+fn room(path: &Path) -> String {
+    rustix::fs::statvfs(path)
+        .map_or_else(|e| e.to_string(), |fs| format!("{} KiB are free", fs.f_bavail.saturating_mul(fs.f_frsize) >> 10))
+}

@@ -1,0 +1,205 @@
+//! What the log keeps in memory: where each stream stands, and where everything is.
+
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
+
+use crate::journal::{
+    AppendError, NewRecord, Position, StreamId,
+    record::{self, Chain, LineHash, NO_CHAIN, PrevHash},
+};
+
+/// A stream in the index.
+pub(crate) type Slot = u32;
+
+/// About 100 bytes and 8 more for each append, besides the name.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stream {
+    name: Arc<str>,
+    /// Of its last record, synced or not.
+    pub(crate) seq: u64,
+    prev: PrevHash,
+    /// The last batch that has a record of it.
+    last_batch: u64,
+    /// Of its last record that is synced.
+    pub(crate) synced_prev: PrevHash,
+    /// Where its synced records are.
+    pub(crate) places: Vec<Place>,
+}
+
+/// Records of one stream that lie side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place(u64);
+
+impl Place {
+    const COUNT_BITS: u32 = 16;
+    const OFFSET_BITS: u32 = 28;
+    /// A segment may be longer than its target by one batch at most.
+    pub(crate) const MAX_OFFSET: u64 = (1 << Self::OFFSET_BITS) - 1;
+    /// More records of a stream that lie side by side take another place.
+    pub(crate) const MAX_COUNT: usize = (1 << Self::COUNT_BITS) - 1;
+
+    pub(crate) fn new(segment: usize, offset: u64, count: usize) -> Self {
+        assert!(offset <= Self::MAX_OFFSET && count <= Self::MAX_COUNT, "a place holds no more");
+        Self(((segment as u64) << Self::OFFSET_BITS | offset) << Self::COUNT_BITS | count as u64)
+    }
+
+    pub(crate) fn segment(self) -> usize {
+        usize::try_from(self.0 >> (Self::OFFSET_BITS + Self::COUNT_BITS)).expect("it was a usize")
+    }
+
+    pub(crate) fn offset(self) -> u64 {
+        self.0 >> Self::COUNT_BITS & Self::MAX_OFFSET
+    }
+
+    pub(crate) fn count(self) -> usize {
+        usize::try_from(self.0 & Self::MAX_COUNT as u64).expect("16 bits")
+    }
+}
+
+/// A file of the log.
+#[derive(Clone, Debug)]
+pub(crate) struct Segment {
+    pub(crate) path: PathBuf,
+    /// Its first batch.
+    pub(crate) first: u64,
+    /// The end of its last synced batch.
+    pub(crate) end: u64,
+    /// Where batches begin, the first one and about one in a megabyte, so that a reader need not begin at the start.
+    pub(crate) marks: Vec<(Position, u64)>,
+}
+
+const MARK_EVERY_BYTES: u64 = 1 << 20;
+
+#[derive(Debug)]
+pub(crate) struct Index {
+    slots: HashMap<Arc<str>, Slot>,
+    streams: Vec<Stream>,
+    /// Streams that lost records, with what was lost.
+    damaged: HashMap<Slot, String>,
+    pub(crate) segments: Vec<Segment>,
+    /// The end of what is synced.
+    pub(crate) position: Position,
+    pub(crate) chain: Chain,
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        Self {
+            slots: HashMap::new(),
+            streams: Vec::new(),
+            damaged: HashMap::new(),
+            segments: Vec::new(),
+            position: Position(0),
+            chain: NO_CHAIN,
+        }
+    }
+}
+
+impl Index {
+    pub(crate) fn get(&self, stream: &StreamId) -> Option<(Slot, &Stream)> {
+        let slot = *self.slots.get(&*stream.0)?;
+        Some((slot, self.stream(slot)))
+    }
+
+    pub(crate) fn stream(&self, slot: Slot) -> &Stream {
+        &self.streams[slot as usize]
+    }
+
+    pub(crate) fn name(&self, slot: Slot) -> &str {
+        &self.stream(slot).name
+    }
+
+    pub(crate) fn streams(&self) -> usize {
+        self.streams.len()
+    }
+
+    pub(crate) fn slot(&mut self, stream: &StreamId) -> Slot {
+        if let Some(slot) = self.slots.get(&*stream.0) {
+            return *slot;
+        }
+        let slot = Slot::try_from(self.streams.len()).expect("memory ends before four thousand million streams");
+        self.slots.insert(stream.0.clone(), slot);
+        self.streams.push(Stream { name: stream.0.clone(), ..Stream::default() });
+        slot
+    }
+
+    /// Why the stream takes no more records.
+    pub(crate) fn damage_of(&self, slot: Slot) -> Option<&str> {
+        if self.damaged.is_empty() { None } else { self.damaged.get(&slot).map(String::as_str) }
+    }
+
+    pub(crate) fn mark_damaged(&mut self, stream: &StreamId, what: &str) {
+        let slot = self.slot(stream);
+        self.damaged.entry(slot).or_insert_with(|| what.into());
+    }
+
+    pub(crate) fn seq_of(&self, stream: &StreamId) -> u64 {
+        self.get(stream).map_or(0, |(_, stream)| stream.seq)
+    }
+
+    pub(crate) fn check_damage(&self, stream: &StreamId) -> Result<(), AppendError> {
+        let what = self.get(stream).and_then(|(slot, _)| self.damage_of(slot));
+        what.map_or(Ok(()), |what| Err(AppendError::Damaged { stream: stream.clone(), what: what.into() }))
+    }
+
+    /// Writes the record as the stream's next one.
+    pub(crate) fn write(&mut self, out: &mut Vec<u8>, slot: Slot, name: &StreamId, new: &NewRecord) -> LineHash {
+        let stream = &mut self.streams[slot as usize];
+        stream.seq += 1;
+        let hash = record::write_line(out, name, stream.seq, new, &stream.prev);
+        stream.prev = record::prev_of(&hash);
+        hash
+    }
+
+    /// Whether this is the stream's first record in the batch.
+    pub(crate) fn touch(&mut self, slot: Slot, batch: u64) -> bool {
+        std::mem::replace(&mut self.streams[slot as usize].last_batch, batch) != batch
+    }
+
+    /// Takes in a record that was read from the log.
+    ///
+    /// # Errors
+    /// What does not follow from the stream's record before.
+    pub(crate) fn replay(&mut self, slot: Slot, seq: u64, prev: &str, hash: &LineHash) -> Result<(), String> {
+        let stream = &mut self.streams[slot as usize];
+        let follows = if seq == 1 { prev.is_empty() } else { prev == record::hex(&stream.prev) };
+        let result = if seq == stream.seq + 1 && follows {
+            Ok(())
+        } else if seq == stream.seq + 1 {
+            Err(format!("record {seq} of {} does not follow from the one before", stream.name))
+        } else {
+            Err(format!("record {} of {} is followed by {seq}", stream.seq, stream.name))
+        };
+        stream.seq = seq;
+        stream.prev = record::prev_of(hash);
+        result
+    }
+
+    /// The records are on disk.
+    pub(crate) fn synced(&mut self, slot: Slot, place: Place) {
+        let stream = &mut self.streams[slot as usize];
+        stream.synced_prev = stream.prev;
+        stream.places.push(place);
+    }
+
+    /// A batch is on disk, at the end of the last segment.
+    pub(crate) fn advance(&mut self, position: Position, chain: Chain, from: u64, to: u64) {
+        self.position = position;
+        self.chain = chain;
+        let segment = self.segments.last_mut().expect("a batch is in a segment");
+        segment.end = to;
+        if segment.marks.last().is_none_or(|(_, at)| from >= at + MARK_EVERY_BYTES) {
+            segment.marks.push((position, from));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_keeps_its_parts() {
+        let place = Place::new(123_456, Place::MAX_OFFSET, Place::MAX_COUNT);
+        assert_eq!((place.segment(), place.offset(), place.count()), (123_456, Place::MAX_OFFSET, Place::MAX_COUNT));
+    }
+}

@@ -1,0 +1,248 @@
+//! Reads records while the log is being written: only what is synced, and nothing unchecked.
+
+use std::{fs::File, io, os::unix::fs::FileExt as _, path::PathBuf, sync::Arc};
+
+use super::{
+    Shared,
+    index::{Place, Segment},
+    scan::{Item, Scan, readable_commits},
+};
+use crate::journal::{Position, ReadError, Record, StreamId, record};
+
+/// Everything after a position, up to what was synced when it began.
+pub(crate) struct Reader {
+    segments: std::vec::IntoIter<Segment>,
+    after: Position,
+    pieces: Option<Pieces>,
+    /// Damage whose victims the next intact batch names.
+    damage: Option<(String, Vec<StreamId>)>,
+    ready: std::vec::IntoIter<Result<(Position, Record), ReadError>>,
+}
+
+/// The rest of a segment, to be read a megabyte or so at a time.
+struct Pieces {
+    path: PathBuf,
+    file: Option<File>,
+    at: u64,
+    /// Where each piece ends, the last one first.
+    ends: Vec<u64>,
+    /// The first batch of the segment behind: what has its number or a higher one is void.
+    void_from: u64,
+}
+
+impl Reader {
+    /// Of the segments from the one on that holds the first batch after the position.
+    pub(crate) fn new(segments: Vec<Segment>, after: Position) -> Self {
+        let ready = Vec::new().into_iter();
+        Self { segments: segments.into_iter(), after, pieces: None, damage: None, ready }
+    }
+
+    /// The next piece of the log; none: that was all.
+    fn fill(&mut self) -> Option<Vec<Result<(Position, Record), ReadError>>> {
+        let mut records = Vec::new();
+        while records.is_empty() {
+            let Some(pieces) = self.pieces.as_mut().filter(|pieces| !pieces.ends.is_empty()) else {
+                let Some(segment) = self.segments.next() else {
+                    return self.damage.take().map(|(place, streams)| vec![Err(damaged(place, streams))]);
+                };
+                let void_from = self.segments.as_slice().first().map_or(u64::MAX, |next| next.first);
+                self.pieces = Some(Pieces::new(segment, self.after, void_from));
+                continue;
+            };
+            if let Err(e) = pieces.next(self.after, &mut self.damage, &mut records) {
+                let place = pieces.path.display().to_string();
+                pieces.ends.clear();
+                records.push(Err(ReadError::Io { place, what: e.to_string() }));
+            }
+        }
+        Some(records)
+    }
+}
+
+impl Iterator for Reader {
+    type Item = Result<(Position, Record), ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(record) = self.ready.next() {
+                return Some(record);
+            }
+            self.ready = self.fill()?.into_iter();
+        }
+    }
+}
+
+impl Pieces {
+    fn new(segment: Segment, after: Position, void_from: u64) -> Self {
+        let first = segment.marks.partition_point(|(position, _)| position.0 <= after.0 + 1).saturating_sub(1);
+        let at = segment.marks[first].1;
+        let mut ends: Vec<u64> = segment.marks[first + 1..].iter().map(|(_, at)| *at).collect();
+        if at < segment.end {
+            ends.push(segment.end);
+        }
+        ends.reverse();
+        Self { path: segment.path, file: None, at, ends, void_from }
+    }
+
+    fn next(
+        &mut self,
+        after: Position,
+        damage: &mut Option<(String, Vec<StreamId>)>,
+        records: &mut Vec<Result<(Position, Record), ReadError>>,
+    ) -> io::Result<()> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => none.insert(File::open(&self.path)?),
+        };
+        let Some(end) = self.ends.pop() else { return Ok(()) };
+        let bytes = read_at(file, self.at, end - self.at)?;
+        let place = |at: usize| format!("{}, byte {}", self.path.display(), self.at + at as u64);
+        for item in Scan::new(&bytes, 0) {
+            match item {
+                Item::Batch(batch) if batch.commit.batch >= self.void_from => break,
+                Item::Batch(batch) => {
+                    if let Some((place, mut streams)) = damage.take() {
+                        streams.extend(batch.commit.before.iter().cloned());
+                        records.push(Err(damaged(place, streams)));
+                    }
+                    let position = Position(batch.commit.batch);
+                    if position > after {
+                        records.extend(batch.records().map(|(at, line)| {
+                            let no_record = |e: serde_json::Error| ReadError::Damaged {
+                                place: place(at),
+                                what: e.to_string(),
+                                streams: vec![],
+                            };
+                            Ok((position, serde_json::from_slice(line).map_err(no_record)?))
+                        }));
+                    }
+                }
+                Item::Damage { from, to } | Item::Tail { from, to } => {
+                    let hints = readable_commits(&bytes[from..to]);
+                    let streams = hints.into_iter().flat_map(|(commit, _)| [commit.streams, commit.before].concat());
+                    damage.get_or_insert_with(|| (place(from), Vec::new())).1.extend(streams);
+                }
+            }
+        }
+        self.at = end;
+        Ok(())
+    }
+}
+
+fn damaged(place: String, mut streams: Vec<StreamId>) -> ReadError {
+    streams.sort_unstable();
+    streams.dedup();
+    ReadError::Damaged { place, what: "the checksum does not hold".into(), streams }
+}
+
+/// The records of one stream, each checked by the hash that the next one carries.
+pub(crate) fn stream(shared: &Shared, id: &StreamId, after_seq: u64, limit: usize) -> Result<Vec<Record>, ReadError> {
+    let (places, paths, tip) = {
+        let index = shared.index();
+        let Some((slot, stream)) = index.get(id) else { return Ok(Vec::new()) };
+        if let Some(what) = index.damage_of(slot) {
+            let place = format!("stream {}", id.0);
+            return Err(ReadError::Damaged { place, what: what.into(), streams: vec![id.clone()] });
+        }
+        let paths: Vec<PathBuf> = index.segments.iter().map(|segment| segment.path.clone()).collect();
+        (stream.places.clone(), paths, stream.synced_prev)
+    };
+    let mut records: Vec<Record> = Vec::new();
+    let mut expected: Option<(String, String)> = None;
+    let mut seq = 0;
+    let mut files = Files { paths: &paths, open: None };
+    for place in places {
+        if seq + place.count() as u64 <= after_seq {
+            seq += place.count() as u64;
+            continue;
+        }
+        for line in files.lines(place)? {
+            let path = &paths[place.segment()];
+            let damaged = |what: String| {
+                let place = format!("{}, byte {}", path.display(), place.offset());
+                ReadError::Damaged { place, what, streams: vec![id.clone()] }
+            };
+            let record: Record = serde_json::from_slice(&line).map_err(|e| damaged(e.to_string()))?;
+            seq += 1;
+            if record.stream != *id || record.seq != seq {
+                return Err(damaged(format!("record {} of {} stands there", record.seq, record.stream.0)));
+            }
+            let hash = record::hex(&record::prev_of(&record::hash_line(&line)));
+            if let Some((before, where_)) = expected.replace((hash, path.display().to_string()))
+                && before != record.prev
+            {
+                let (place, what) = (where_, format!("record {} is not what was written", seq - 1));
+                return Err(ReadError::Damaged { place, what, streams: vec![id.clone()] });
+            }
+            if records.len() == limit {
+                return Ok(records);
+            }
+            if seq > after_seq {
+                records.push(record);
+            }
+        }
+    }
+    match expected {
+        Some((last, place)) if last != record::hex(&tip) => {
+            let what = format!("record {seq} is not what was written");
+            Err(ReadError::Damaged { place, what, streams: vec![id.clone()] })
+        }
+        Some(_) | None => Ok(records),
+    }
+}
+
+/// Records of a stream mostly lie in few segments, one after the other.
+struct Files<'a> {
+    paths: &'a [PathBuf],
+    open: Option<(usize, Arc<File>)>,
+}
+
+impl Files<'_> {
+    fn lines(&mut self, place: Place) -> Result<Vec<Vec<u8>>, ReadError> {
+        const PIECE: u64 = 8 << 10;
+        let path = &self.paths[place.segment()];
+        let io = |e: io::Error| ReadError::Io { place: path.display().to_string(), what: e.to_string() };
+        let file = match &self.open {
+            Some((segment, file)) if *segment == place.segment() => file.clone(),
+            Some(_) | None => Arc::new(File::open(path).map_err(io)?),
+        };
+        self.open = Some((place.segment(), file.clone()));
+        let mut bytes = Vec::new();
+        let mut lines = Vec::with_capacity(place.count());
+        let mut start = 0;
+        loop {
+            while let Some(len) = memchr::memchr(b'\n', &bytes[start..]) {
+                lines.push(bytes[start..start + len].to_vec());
+                start += len + 1;
+                if lines.len() == place.count() {
+                    return Ok(lines);
+                }
+            }
+            let more =
+                read_at(&file, place.offset() + bytes.len() as u64, PIECE.max(bytes.len() as u64)).map_err(io)?;
+            if more.is_empty() {
+                let what = "the file ends in the middle of a record".to_owned();
+                let place = format!("{}, byte {}", path.display(), place.offset());
+                return Err(ReadError::Damaged { place, what, streams: vec![] });
+            }
+            bytes.extend_from_slice(&more);
+        }
+    }
+}
+
+/// Up to `len` bytes; fewer at the end of the file.
+fn read_at(file: &File, mut offset: u64, len: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match file.read_at(&mut bytes[filled..], offset)? {
+            0 => break,
+            n => {
+                filled += n;
+                offset += n as u64;
+            }
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes)
+}

@@ -1,0 +1,138 @@
+use std::fs;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::journal::conformance::{self, all, append, id, to};
+
+mod damage;
+mod faults;
+
+/// Small, so that a few appends fill a segment.
+const SEGMENT_BYTES: u64 = 8 << 10;
+
+fn options() -> LogOptions {
+    LogOptions { segment_bytes: SEGMENT_BYTES, ..LogOptions::default() }
+}
+
+/// In memory where there is such a place: what these tests do to files a thousand times over needs no disk.
+fn scratch() -> TempDir {
+    TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap()
+}
+
+fn open(dir: &TempDir) -> (LogJournal, Opening) {
+    LogJournal::open(dir.path(), options()).unwrap()
+}
+
+/// Batches of one append each, to a few streams in turn.
+fn filled(batches: u64) -> TempDir {
+    let dir = scratch();
+    let (journal, _) = open(&dir);
+    for n in 0..batches {
+        append(&journal, vec![to(&format!("run/{}", n % 3), n / 3, &[&format!("text {n}")])]).unwrap();
+    }
+    dir
+}
+
+fn segment_files(dir: &TempDir) -> Vec<PathBuf> {
+    files::segments(dir.path()).unwrap().into_iter().map(|(_, path)| path).collect()
+}
+
+#[test]
+fn the_log_conforms() {
+    conformance::run(|| {
+        let dir = scratch();
+        (open(&dir).0, dir)
+    });
+}
+
+#[test]
+fn everything_is_there_after_it_was_opened_again() {
+    let dir = scratch();
+    let (journal, opening) = open(&dir);
+    assert!(opening.created);
+    for n in 0..200 {
+        append(&journal, vec![to(&format!("run/{}", n % 7), n / 7, &[&format!("text {n}")])]).unwrap();
+    }
+    let before = (all(&journal, 0), journal.head());
+    let cluster = journal.cluster().to_owned();
+    drop(journal);
+    assert!(segment_files(&dir).len() > 3, "it went through several segments");
+    let (journal, opening) = open(&dir);
+    assert_eq!((opening.created, opening.losses.len(), opening.cut_bytes, opening.records), (false, 0, 0, 200));
+    assert_eq!(journal.cluster(), cluster);
+    assert_eq!((all(&journal, 0), journal.head()), before);
+    assert_eq!(journal.read_stream(&id("run/3"), 0, 1000).unwrap().len(), 29);
+    append(&journal, vec![to("run/0", 29, &["after"])]).unwrap();
+    assert_eq!(all(&journal, 200).len(), 1);
+}
+
+#[test]
+fn a_segment_that_is_full_is_plain_text() {
+    let dir = filled(200);
+    let files = segment_files(&dir);
+    // Trimming is not on the hot path, but the thread that does it gets its orders one after the other.
+    let (journal, _) = open(&dir);
+    drop(journal);
+    for file in &files[..files.len() - 1] {
+        let text = fs::read_to_string(file).unwrap();
+        for line in text.trim_end_matches('\0').lines() {
+            serde_json::from_str::<serde_json::Value>(line).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_data_directory_is_for_one_process() {
+    let dir = scratch();
+    let (_journal, _) = open(&dir);
+    assert!(matches!(LogJournal::open(dir.path(), options()), Err(OpenError::InUse { .. })));
+}
+
+#[test]
+fn a_start_that_was_cut_short_is_made_again() {
+    let dir = scratch();
+    drop(open(&dir));
+    fs::remove_file(dir.path().join("cluster")).unwrap();
+    fs::write(dir.path().join("log/fresh"), "half").unwrap();
+    let (journal, opening) = open(&dir);
+    assert!(opening.created);
+    append(&journal, vec![to("run/1", 0, &["a"])]).unwrap();
+}
+
+#[test]
+fn an_append_larger_than_a_segment_is_taken() {
+    let dir = scratch();
+    let (journal, _) = open(&dir);
+    let large = "x".repeat(3 * usize::try_from(SEGMENT_BYTES).unwrap());
+    for n in 0..3 {
+        append(&journal, vec![to("run/1", n, &[&large])]).unwrap();
+    }
+    drop(journal);
+    let (journal, _) = open(&dir);
+    assert_eq!(all(&journal, 0).len(), 3);
+    assert_eq!(journal.read_stream(&id("run/1"), 1, 1).unwrap()[0].seq, 2);
+}
+
+#[test]
+fn a_read_sees_what_was_synced_when_it_began() {
+    let dir = filled(5);
+    let (journal, _) = open(&dir);
+    let reader = journal.read(Position(2));
+    append(&journal, vec![to("run/9", 0, &["later"])]).unwrap();
+    let positions: Vec<_> = reader.map(|record| record.unwrap().0.0).collect();
+    assert_eq!(positions, [3, 4, 5]);
+}
+
+#[test]
+fn appends_over_the_queues_limit_are_refused_at_once() {
+    let dir = scratch();
+    let (journal, _) = LogJournal::open(dir.path(), LogOptions { queue_bytes: 10_000, ..options() }).unwrap();
+    let large = "x".repeat(9_000);
+    let answers: Vec<_> = (0..200).map(|n| journal.append(vec![to(&format!("run/{n}"), 0, &[&large])])).collect();
+    let results: Vec<_> = answers.into_iter().map(|answer| answer.blocking_recv().unwrap()).collect();
+    let taken = results.iter().filter(|result| result.is_ok()).count();
+    assert!(taken < 200, "nothing was refused");
+    assert!(results.iter().all(|r| matches!(r, Ok(_) | Err(AppendError::Unavailable(_)))));
+    assert_eq!(all(&journal, 0).len(), taken);
+}

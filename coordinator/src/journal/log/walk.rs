@@ -1,0 +1,393 @@
+//! Reads a whole log, checks every byte, and says what is wrong. Writes nothing.
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+use super::{
+    OpenError,
+    files::{self, HeadFile},
+    format::{CommitLine, SegmentLine, is_sealed},
+    index::{Index, Place, Segment, Slot},
+    scan::{Batch, Item, Scan, readable_commits},
+};
+use crate::journal::{
+    Position, StreamId,
+    record::{self, LineHash, NO_CHAIN},
+};
+
+/// Something that was in the log and is not, or is not what was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// Which file, seen from the data directory.
+    pub file: String,
+    /// From this byte of it on.
+    pub from: u64,
+    /// Up to this byte, itself not included.
+    pub to: u64,
+    /// What is wrong, for people.
+    pub what: String,
+    /// The streams that lost records.
+    pub streams: Vec<StreamId>,
+    /// `streams` are all of them. If they are not, nothing is served until a person accepts the loss.
+    pub all_named: bool,
+}
+
+impl Loss {
+    /// How an accepted loss is known again.
+    pub(crate) fn key(&self) -> String {
+        format!("{}:{}", self.file, self.from)
+    }
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, bytes {} to {}: {}; streams: ", self.file, self.from, self.to, self.what)?;
+        for (i, stream) in self.streams.iter().enumerate() {
+            write!(f, "{}{}", if i > 0 { ", " } else { "" }, stream.0)?;
+        }
+        f.write_str(match (self.all_named, self.streams.is_empty()) {
+            (true, true) => "none",
+            (true, false) => "",
+            (false, true) => "not known",
+            (false, false) => ", and others that are not known",
+        })
+    }
+}
+
+/// Bytes behind the last batch, left by a write that was cut short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tail {
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+}
+
+/// What is in a log.
+#[derive(Debug, Default)]
+pub(crate) struct Walked {
+    pub(crate) index: Index,
+    /// Streams of the last batch.
+    pub(crate) last_streams: Vec<Slot>,
+    pub(crate) losses: Vec<Loss>,
+    pub(crate) tail: Option<Tail>,
+    pub(crate) batches: u64,
+    pub(crate) records: u64,
+    /// Where in the last segment the batches begin that `HEAD` does not vouch for.
+    pub(crate) unvouched_from: Option<u64>,
+}
+
+/// Reads everything. `each` gets every intact batch.
+pub(crate) fn walk(
+    data: &Path,
+    head: HeadFile,
+    each: &mut dyn FnMut(&Batch<'_>) -> Result<(), OpenError>,
+) -> Result<Walked, OpenError> {
+    let segments = files::segments(data)?;
+    let mut walker = Walker { head, each, walked: Walked::default(), damage: Vec::new(), file: String::new() };
+    for (i, (first, path)) in segments.iter().enumerate() {
+        walker.segment(*first, path, segments.get(i + 1).map(|(first, _)| *first))?;
+    }
+    walker.finish();
+    Ok(walker.walked)
+}
+
+struct Walker<'a> {
+    head: HeadFile,
+    each: &'a mut dyn FnMut(&Batch<'_>) -> Result<(), OpenError>,
+    walked: Walked,
+    /// Damaged bytes since the last intact batch.
+    damage: Vec<Damage>,
+    /// The present segment.
+    file: String,
+}
+
+struct Damage {
+    file: String,
+    from: u64,
+    to: u64,
+    commits: Vec<CommitLine>,
+    /// One of the batches in it was followed by another, so it had been synced.
+    was_synced: bool,
+}
+
+impl Walker<'_> {
+    fn segment(&mut self, first: u64, path: &PathBuf, next_first: Option<u64>) -> Result<(), OpenError> {
+        let bytes = fs::read(path).map_err(|source| OpenError::Io { path: path.clone(), source })?;
+        self.file = file_of(path);
+        self.walked.unvouched_from = None;
+        let start = self.first_line(first, &bytes)?;
+        self.walked.index.segments.push(Segment {
+            path: path.clone(),
+            first,
+            end: start as u64,
+            marks: vec![(Position(first), start as u64)],
+        });
+        let mut scan = Scan::new(&bytes, start);
+        loop {
+            if next_first == Some(self.walked.index.position.0 + 1) {
+                // The next segment continues from here; what follows in this one was never answered, and is void.
+                return Ok(());
+            }
+            let at = scan.at();
+            match scan.next() {
+                Some(Item::Batch(batch)) if next_first.is_some_and(|next| batch.commit.batch >= next) => return Ok(()),
+                Some(Item::Batch(batch)) => self.batch(&batch)?,
+                Some(Item::Damage { from, to }) => self.damaged(&bytes, from, to),
+                Some(Item::Tail { from, to }) if next_first.is_some() => self.damaged(&bytes, from, to),
+                Some(Item::Tail { from, to }) => {
+                    self.walked.tail = Some(Tail { from: from as u64, to: to as u64 });
+                    self.damaged(&bytes, from, to);
+                }
+                None => {
+                    tracing::trace!(file = self.file, at, "read");
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Where the batches begin.
+    fn first_line(&mut self, first: u64, bytes: &[u8]) -> Result<usize, OpenError> {
+        let line = memchr::memchr(b'\n', bytes).map_or(&[][..], |end| &bytes[..=end]);
+        let parsed: Option<SegmentLine> = is_sealed(line).then(|| serde_json::from_slice(line).ok()).flatten();
+        let Some(parsed) = parsed else {
+            let what = "the first line is damaged; it holds no records".to_owned();
+            let to = line.len() as u64;
+            self.walked.losses.push(Loss {
+                file: self.file.clone(),
+                from: 0,
+                to,
+                what,
+                streams: vec![],
+                all_named: true,
+            });
+            // The scan finds the first batch by itself, and finds no fault with a line that is gone.
+            return Ok(first_batch(bytes));
+        };
+        if parsed.segment > super::format::SEGMENT_VERSION {
+            return Err(OpenError::Version { file: self.file.clone(), version: parsed.segment });
+        }
+        let index = &self.walked.index;
+        let chain = if index.position.0 == 0 { record::hex(&NO_CHAIN) } else { record::hex(&index.chain) };
+        if parsed.continues.batch + 1 != first {
+            self.lose(0, line.len(), format!("it continues batch {}, not {}", parsed.continues.batch, first - 1));
+        } else if parsed.continues.batch == index.position.0 && parsed.continues.chain != chain {
+            self.lose(0, line.len(), "it continues another chain".into());
+        }
+        Ok(line.len())
+    }
+
+    fn damaged(&mut self, bytes: &[u8], from: usize, to: usize) {
+        let commits = readable_commits(&bytes[from..to]);
+        let was_synced = commits.iter().any(|(_, end)| from + end < to);
+        let commits = commits.into_iter().map(|(commit, _)| commit).collect();
+        let (file, from, to) = (self.file.clone(), from as u64, to as u64);
+        self.damage.push(Damage { file, from, to, commits, was_synced });
+    }
+
+    fn batch(&mut self, batch: &Batch<'_>) -> Result<(), OpenError> {
+        let number = batch.commit.batch;
+        let position = self.walked.index.position.0;
+        if number <= position {
+            self.lose(batch.from, batch.to, format!("batch {number} stands behind batch {position}"));
+            return Ok(());
+        }
+        let contiguous = number == position + 1;
+        self.close_gap(batch);
+        let hashes = self.replay(batch)?;
+        let index = &mut self.walked.index;
+        let Some(written) = record::unhex(&batch.commit.chain) else {
+            self.lose(batch.from, batch.to, format!("the chain of batch {number} is no hash"));
+            return Ok(());
+        };
+        let chain_holds = !contiguous || record::next_chain(&index.chain, number, hashes.iter()) == written;
+        index.advance(Position(number), written, batch.from as u64, batch.to as u64);
+        if !chain_holds {
+            let what = format!("batch {number} is not the one that was written after batch {position}");
+            self.lose_of(batch, what);
+        }
+        match self.head {
+            HeadFile::At { batch: head, chain } if head == number && chain != written => {
+                self.lose(batch.from, batch.to, format!("HEAD names another batch {number}"));
+            }
+            HeadFile::At { batch: head, .. } if number <= head => {}
+            HeadFile::At { .. } | HeadFile::Missing | HeadFile::Unreadable => {
+                self.walked.unvouched_from.get_or_insert(batch.from as u64);
+            }
+        }
+        self.walked.batches += 1;
+        (self.each)(batch)
+    }
+
+    /// Names what was lost between the last intact batch and this one.
+    fn close_gap(&mut self, next: &Batch<'_>) {
+        let (last, next_number) = (self.walked.index.position.0, next.commit.batch);
+        let damage = std::mem::take(&mut self.damage);
+        let missing = next_number - last - 1;
+        for piece in &damage {
+            // A reader that comes by must see that something is missing there.
+            let segment = self.walked.index.segments.iter_mut().find(|segment| file_of(&segment.path) == piece.file);
+            if let Some(segment) = segment {
+                segment.end = segment.end.max(piece.to);
+            }
+        }
+        if missing == 0 {
+            for piece in damage {
+                let what = "bytes between two batches that are no part of either".to_owned();
+                let Damage { file, from, to, .. } = piece;
+                self.walked.losses.push(Loss { file, from, to, what, streams: vec![], all_named: true });
+            }
+            return;
+        }
+        let (streams, all_named) = victims(last + 1, &next.commit, &damage);
+        let what = match missing {
+            1 => format!("batch {} is damaged or missing", last + 1),
+            _ => format!("batches {} to {} are damaged or missing", last + 1, next_number - 1),
+        };
+        for stream in &streams {
+            self.walked.index.mark_damaged(stream, &format!("{}: {what}", self.file));
+        }
+        let (file, from, to) = damage.first().map_or_else(
+            || (self.file.clone(), next.from as u64, next.from as u64),
+            |d| (d.file.clone(), d.from, d.to),
+        );
+        self.walked.losses.push(Loss { file, from, to, what, streams, all_named });
+    }
+
+    fn replay(&mut self, batch: &Batch<'_>) -> Result<Vec<LineHash>, OpenError> {
+        let mut hashes = Vec::with_capacity(batch.commit.records);
+        let mut last_streams = Vec::new();
+        let mut open: Option<(Slot, u64, usize)> = None;
+        let segment = self.walked.index.segments.len() - 1;
+        for (offset, line) in batch.records() {
+            let hash = record::hash_line(line);
+            hashes.push(hash);
+            let Ok(envelope) = serde_json::from_slice::<Envelope>(line) else {
+                self.lose(offset, offset + line.len(), "a line is no record, though its checksum holds".into());
+                continue;
+            };
+            if envelope.v > record::RECORD_VERSION {
+                return Err(OpenError::Version { file: self.file.clone(), version: envelope.v });
+            }
+            let index = &mut self.walked.index;
+            let slot = index.slot(&envelope.stream);
+            if let Err(what) = index.replay(slot, envelope.seq, &envelope.prev, &hash) {
+                self.does_not_follow(slot, &envelope.stream, (offset, offset + line.len()), what);
+            }
+            let index = &mut self.walked.index;
+            if index.touch(slot, batch.commit.batch) {
+                last_streams.push(slot);
+            }
+            open = Some(match open {
+                Some((same, from, count)) if same == slot && count < Place::MAX_COUNT => (slot, from, count + 1),
+                other => {
+                    if let Some((slot, from, count)) = other {
+                        index.synced(slot, Place::new(segment, from, count));
+                    }
+                    (slot, offset as u64, 1)
+                }
+            });
+        }
+        if let Some((slot, from, count)) = open {
+            self.walked.index.synced(slot, Place::new(segment, from, count));
+        }
+        self.walked.records += hashes.len() as u64;
+        self.walked.last_streams = last_streams;
+        Ok(hashes)
+    }
+
+    /// A stream that is known to have lost records has a gap, of course.
+    fn does_not_follow(&mut self, slot: Slot, stream: &StreamId, (from, to): (usize, usize), what: String) {
+        let index = &mut self.walked.index;
+        if index.damage_of(slot).is_some() {
+            return;
+        }
+        index.mark_damaged(stream, &what);
+        let (file, streams) = (self.file.clone(), vec![stream.clone()]);
+        let (from, to) = (from as u64, to as u64);
+        self.walked.losses.push(Loss { file, from, to, what, streams, all_named: true });
+    }
+
+    /// What is left behind the last batch, and what `HEAD` says of the end.
+    fn finish(&mut self) {
+        let position = self.walked.index.position.0;
+        let end = self.walked.index.segments.last().map_or(0, |segment| segment.end);
+        for piece in std::mem::take(&mut self.damage) {
+            let is_tail = self.walked.tail.is_some_and(|tail| tail.from == piece.from) && piece.file == self.file;
+            if !is_tail || piece.was_synced {
+                let what = format!("what followed batch {position} is damaged");
+                self.walked.losses.push(Loss {
+                    streams: piece.commits.iter().flat_map(|commit| commit.streams.clone()).collect(),
+                    all_named: false,
+                    file: piece.file,
+                    from: piece.from,
+                    to: piece.to,
+                    what,
+                });
+            }
+        }
+        let what = match self.head {
+            HeadFile::At { batch, .. } if batch > position => {
+                format!("the log ends with batch {position}, but batch {batch} was answered")
+            }
+            HeadFile::At { .. } => return,
+            HeadFile::Missing => "HEAD is missing: nobody knows whether the log is whole".into(),
+            HeadFile::Unreadable => "HEAD can't be read: nobody knows whether the log is whole".into(),
+        };
+        let at = usize::try_from(end).expect("a segment is in memory");
+        self.lose(at, at, what);
+    }
+
+    fn lose(&mut self, from: usize, to: usize, what: String) {
+        let (file, from, to) = (self.file.clone(), from as u64, to as u64);
+        self.walked.losses.push(Loss { file, from, to, what, streams: vec![], all_named: false });
+    }
+
+    fn lose_of(&mut self, batch: &Batch<'_>, what: String) {
+        for stream in &batch.commit.streams {
+            self.walked.index.mark_damaged(stream, &what);
+        }
+        let (file, from, to) = (self.file.clone(), batch.from as u64, batch.to as u64);
+        self.walked.losses.push(Loss { file, from, to, what, streams: batch.commit.streams.clone(), all_named: true });
+    }
+}
+
+/// The streams of the missing batches, and whether these are all. Names in damaged lines count only where two agree.
+fn victims(first: u64, next: &CommitLine, damage: &[Damage]) -> (Vec<StreamId>, bool) {
+    const MOST_BATCHES: u64 = 10_000;
+    let (mut streams, mut all_named) = (next.before.clone(), true);
+    let known = |batch: u64| damage.iter().flat_map(|d| &d.commits).find(|commit| commit.batch == batch);
+    for batch in first..next.batch - 1 {
+        let own = known(batch).map(|commit| &commit.streams);
+        let after = known(batch + 1).map(|commit| &commit.before);
+        all_named &= own.is_some() && own == after;
+        streams.extend(own.into_iter().flatten().cloned());
+        if batch - first > MOST_BATCHES {
+            all_named = false;
+            break;
+        }
+    }
+    streams.sort_unstable();
+    streams.dedup();
+    (streams, all_named)
+}
+
+fn file_of(segment: &Path) -> String {
+    format!("log/{}", segment.file_name().unwrap_or_default().to_string_lossy())
+}
+
+/// Where the first line that looks like a record begins.
+fn first_batch(bytes: &[u8]) -> usize {
+    memchr::memmem::find(bytes, b"{\"v\":").unwrap_or(bytes.len())
+}
+
+#[derive(Deserialize)]
+struct Envelope {
+    v: u32,
+    stream: StreamId,
+    seq: u64,
+    prev: String,
+}
