@@ -66,7 +66,7 @@ pub fn read(document: &[u8], catalogue: &Catalogue) -> Reading {
     let mut tree = match parse::parse(document) {
         Ok(tree) => tree,
         Err(finding) => {
-            findings.push(*finding);
+            findings.push(finding);
             return Reading { playbook: None, findings: findings.finish(None) };
         }
     };

@@ -1,5 +1,7 @@
 //! Playbooks that are good: what they resolve to, and that the shipped ones and the schema are up to date.
 
+#![expect(clippy::disallowed_methods, reason = "tests read and write files")]
+
 use std::{collections::BTreeSet, path::PathBuf};
 
 use muster_engine::{
@@ -140,7 +142,7 @@ fn a_playbook_becomes_a_plan() {
     assert_eq!((reload.timeout_ms, reload.queue_timeout_ms, reload.status_ms), (600_000, None, 180_000));
     assert_eq!((reload.retry.max_attempts, reload.on_lost, reload.on_failure), (1, OnLost::Ask, OnFailure::Pause));
     assert!(matches!(&reload.undo, PlannedUndo::Action { with, .. } if *with == json!({"command": "reload"})));
-    assert_eq!(reload.agent.host.as_ref().map(|host| host.as_str()), Some("web-1"));
+    assert_eq!(reload.agent.host.as_ref().map(muster_engine::ids::HostLabel::as_str), Some("web-1"));
     assert_eq!(plan.steps[3].undo, PlannedUndo::Irreversible);
     assert_eq!(plan.steps[3].with, json!({}));
 }

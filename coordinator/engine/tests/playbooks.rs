@@ -3,6 +3,8 @@
 //! Each file in `bad_playbooks/` ends with what has to be found in it. `UPDATE=1 cargo test -p muster-engine --test
 //! playbooks` writes it again; read the difference.
 
+#![expect(clippy::disallowed_methods, reason = "tests read and write files, and start threads")]
+
 use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
 
 use muster_engine::{
@@ -77,9 +79,9 @@ fn read_on_a_small_stack(document: Vec<u8>) -> Reading {
     std::thread::Builder::new()
         .stack_size(2 * 1024 * 1024)
         .spawn(move || read(&document, &catalogue()))
-        .unwrap()
+        .expect("a thread starts")
         .join()
-        .unwrap()
+        .expect("reading does not panic")
 }
 
 fn lines(findings: &[Finding]) -> String {
@@ -87,7 +89,7 @@ fn lines(findings: &[Finding]) -> String {
     for finding in findings {
         let Finding { level, code, message, path, line, column, hint } = finding;
         let level = if *level == Level::Error { "error" } else { "warning" };
-        writeln!(text, "# {line}:{column} {level} {code} {path}: {message} ({hint})").unwrap();
+        writeln!(text, "# {line}:{column} {level} {code} {path}: {message} ({hint})").expect("a String can be written");
     }
     text
 }

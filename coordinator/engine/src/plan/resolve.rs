@@ -145,12 +145,11 @@ impl Resolver<'_> {
         let action = self.pin(step.action.as_deref().unwrap_or_default())?;
         let undo = match &step.undo {
             _ if action.facts.read_only => PlannedUndo::Nothing,
-            Some(Undo::Irreversible) => PlannedUndo::Irreversible,
             Some(Undo::Action(undo)) => {
                 PlannedUndo::Action { action: self.pin(&undo.action)?, with: params(undo.with.as_ref()) }
             }
             Some(Undo::Auto) | None if action.facts.undoable => PlannedUndo::Auto,
-            Some(Undo::Auto) | None => PlannedUndo::Irreversible,
+            Some(Undo::Auto | Undo::Irreversible) | None => PlannedUndo::Irreversible,
         };
         let verify = step.verify.as_ref().map(|verify| self.verify(verify)).transpose()?;
         Ok(PlannedStep {
@@ -234,7 +233,8 @@ fn retry(retry: &schema::Retry) -> RetryPolicy {
     RetryPolicy {
         max_attempts: retry.max_attempts.unwrap_or(DEFAULT_RETRY.max_attempts),
         initial_ms,
-        max_ms: ms(backoff.and_then(|backoff| backoff.max.as_ref())).unwrap_or(DEFAULT_RETRY.max_ms.max(initial_ms)),
+        max_ms: ms(backoff.and_then(|backoff| backoff.max.as_ref()))
+            .unwrap_or_else(|| DEFAULT_RETRY.max_ms.max(initial_ms)),
         factor: backoff.and_then(|backoff| backoff.factor).unwrap_or(DEFAULT_RETRY.factor),
         max_elapsed_ms: ms(retry.max_elapsed.as_ref()),
     }

@@ -82,19 +82,26 @@ impl DecodeError {
 fn report(tree: &Node, error: &DecodeError, findings: &mut Findings) {
     let path = error.path();
     match &error.fault {
-        Fault::UnknownKey { name, known } => findings
-            .error_at(tree.key_position(&path), &path, "UNKNOWN_KEY", format!("there is no key {name:?} here"))
-            .hint(nearest_word(name, known)),
+        Fault::UnknownKey { name, known } => {
+            let latest = findings.error_at(
+                tree.key_position(&path),
+                &path,
+                "UNKNOWN_KEY",
+                format!("there is no key {name:?} here"),
+            );
+            latest.hint(nearest_word(name, known));
+        }
         Fault::MissingKey(name) => {
-            findings.error(&path, "MISSING_KEY", format!("{name:?} is missing")).hint(format!("add {name}:"))
+            findings.error(&path, "MISSING_KEY", format!("{name:?} is missing")).hint(format!("add {name}:"));
         }
-        Fault::UnknownWord { word, known } => findings
-            .error(&path, "INVALID_VALUE", format!("{word:?} is none of the possible values"))
-            .hint(nearest_word(word, known)),
+        Fault::UnknownWord { word, known } => {
+            let message = format!("{word:?} is none of the possible values");
+            findings.error(&path, "INVALID_VALUE", message).hint(nearest_word(word, known));
+        }
         Fault::Value(message) => {
-            findings.error(&path, "INVALID_TYPE", message.clone()).hint("see docs/reference/playbook.md")
+            findings.error(&path, "INVALID_TYPE", message.clone()).hint("see docs/reference/playbook.md");
         }
-    };
+    }
 }
 
 fn mend(tree: &mut Node, error: DecodeError) {
@@ -212,7 +219,16 @@ impl de::Error for DecodeError {
             Unexpected::Unit => "nothing".to_owned(),
             Unexpected::Seq => "a list".to_owned(),
             Unexpected::Map => "a map".to_owned(),
-            other => other.to_string(),
+            Unexpected::Char(_)
+            | Unexpected::Bytes(_)
+            | Unexpected::Option
+            | Unexpected::NewtypeStruct
+            | Unexpected::Enum
+            | Unexpected::UnitVariant
+            | Unexpected::NewtypeVariant
+            | Unexpected::TupleVariant
+            | Unexpected::StructVariant
+            | Unexpected::Other(_) => unexpected.to_string(),
         };
         let expected = match expected.to_string() {
             text if text == "a string" => "a text".to_owned(),

@@ -19,11 +19,11 @@ pub(crate) struct Latest<'a>(Option<&'a mut Finding>);
 
 impl Findings {
     pub(crate) fn error(&mut self, path: &Path, code: &'static str, message: impl Into<String>) -> Latest<'_> {
-        self.add(Level::Error, Position::default(), path, code, message.into())
+        self.add(Level::Error, Position::default(), path, code, &message.into())
     }
 
     pub(crate) fn warning(&mut self, path: &Path, code: &'static str, message: impl Into<String>) -> Latest<'_> {
-        self.add(Level::Warning, Position::default(), path, code, message.into())
+        self.add(Level::Warning, Position::default(), path, code, &message.into())
     }
 
     /// An error at a place that is not the value at the path: a key, or a character inside a text.
@@ -34,7 +34,7 @@ impl Findings {
         code: &'static str,
         message: impl Into<String>,
     ) -> Latest<'_> {
-        self.add(Level::Error, at, path, code, message.into())
+        self.add(Level::Error, at, path, code, &message.into())
     }
 
     /// A warning at such a place.
@@ -45,7 +45,7 @@ impl Findings {
         code: &'static str,
         message: impl Into<String>,
     ) -> Latest<'_> {
-        self.add(Level::Warning, at, path, code, message.into())
+        self.add(Level::Warning, at, path, code, &message.into())
     }
 
     pub(crate) fn push(&mut self, finding: Finding) {
@@ -90,7 +90,7 @@ impl Findings {
         all
     }
 
-    fn add(&mut self, level: Level, at: Position, path: &Path, code: &'static str, message: String) -> Latest<'_> {
+    fn add(&mut self, level: Level, at: Position, path: &Path, code: &'static str, message: &str) -> Latest<'_> {
         // Beyond this many nothing is kept: a hostile document could ask for any amount of memory.
         if self.list.len() >= 10 * MAX_FINDINGS {
             return Latest(None);
@@ -98,7 +98,7 @@ impl Findings {
         let finding = Finding {
             level,
             code,
-            message: one_line(&message),
+            message: one_line(message),
             path: path.to_string(),
             line: at.line,
             column: at.column,

@@ -77,7 +77,7 @@ struct Lint<'a> {
     by_id: BTreeMap<&'a str, usize>,
 }
 
-impl<'a> Lint<'a> {
+impl Lint<'_> {
     fn error(&mut self, path: &Path, code: &'static str, message: impl Into<String>) -> Latest<'_> {
         self.findings.error(path, code, message)
     }
@@ -333,7 +333,7 @@ impl<'a> Lint<'a> {
 /// Milliseconds as a person would write them.
 fn words(ms: u64) -> String {
     const UNITS: [(u64, &str); 4] = [(DAY_MS, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s")];
-    match UNITS.iter().find(|(size, _)| ms > 0 && ms % size == 0) {
+    match UNITS.iter().find(|(size, _)| ms > 0 && ms.is_multiple_of(*size)) {
         Some((size, unit)) => format!("{}{unit}", ms / size),
         None if ms == 0 => "0s".to_owned(),
         None => format!("{ms}ms"),

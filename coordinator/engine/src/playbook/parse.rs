@@ -22,12 +22,12 @@ pub const MAX_DEPTH: usize = 32;
 pub const MAX_NODES: usize = 50_000;
 
 /// Reads one YAML document. What is wrong with the YAML itself is one finding: a parser can't go on after it.
-pub(crate) fn parse(document: &[u8]) -> Result<Node, Box<Finding>> {
+pub(crate) fn parse(document: &[u8]) -> Result<Node, Finding> {
     if document.len() > MAX_DOCUMENT_BYTES {
         return Err(too_large(document.len()));
     }
     let text = std::str::from_utf8(document).map_err(|e| not_utf8(document, e.valid_up_to()))?;
-    serde_saphyr::from_str_with_options::<Node>(text, options()).map_err(|error| Box::new(finding(&error)))
+    serde_saphyr::from_str_with_options::<Node>(text, options()).map_err(|error| finding(&error))
 }
 
 fn options() -> Options {
@@ -59,10 +59,13 @@ fn finding(error: &Error) -> Finding {
     // The place stands in the finding itself.
     let message = whole.split(" at line ").next().unwrap_or(&whole).to_owned();
     let at = error.location().map_or_else(Position::default, position);
-    let (code, hint) = match innermost(error) {
-        Error::MultipleDocuments { .. } => ("YAML_SYNTAX", "write one playbook in one document"),
-        inner if is_limit(inner) => ("DOCUMENT_TOO_LARGE", "write a smaller, flatter document"),
-        _ => ("YAML_SYNTAX", "mend the YAML; nothing after this place was checked"),
+    let inner = innermost(error);
+    let (code, hint) = if matches!(inner, Error::MultipleDocuments { .. }) {
+        ("YAML_SYNTAX", "write one playbook in one document")
+    } else if is_limit(inner) {
+        ("DOCUMENT_TOO_LARGE", "write a smaller, flatter document")
+    } else {
+        ("YAML_SYNTAX", "mend the YAML; nothing after this place was checked")
     };
     Finding {
         level: Level::Error,
@@ -77,10 +80,8 @@ fn finding(error: &Error) -> Finding {
 
 /// The error itself, without the aliases through which it was met.
 fn innermost(error: &Error) -> &Error {
-    match error.without_snippet() {
-        Error::AliasError { error, .. } => innermost(error),
-        error => error,
-    }
+    let error = error.without_snippet();
+    if let Error::AliasError { error, .. } = error { innermost(error) } else { error }
 }
 
 fn is_limit(error: &Error) -> bool {
@@ -93,8 +94,8 @@ fn is_limit(error: &Error) -> bool {
     ) || error.render_with_formatter(&UserMessageFormatter).starts_with("recursion limit exceeded")
 }
 
-fn too_large(bytes: usize) -> Box<Finding> {
-    Box::new(Finding {
+fn too_large(bytes: usize) -> Finding {
+    Finding {
         level: Level::Error,
         code: "DOCUMENT_TOO_LARGE",
         message: format!("the document has {bytes} bytes, at most {MAX_DOCUMENT_BYTES} are allowed"),
@@ -102,15 +103,15 @@ fn too_large(bytes: usize) -> Box<Finding> {
         line: 0,
         column: 0,
         hint: "split it, or keep data in files of an action".to_owned(),
-    })
+    }
 }
 
-fn not_utf8(document: &[u8], valid: usize) -> Box<Finding> {
+fn not_utf8(document: &[u8], valid: usize) -> Finding {
     let before = &document[..valid];
-    let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+    let line = 1 + before.split(|byte| *byte == b'\n').skip(1).count();
     let start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
     let column = 1 + String::from_utf8_lossy(&before[start..]).chars().count();
-    Box::new(Finding {
+    Finding {
         level: Level::Error,
         code: "YAML_SYNTAX",
         message: "the document is not UTF-8 here".to_owned(),
@@ -118,7 +119,7 @@ fn not_utf8(document: &[u8], valid: usize) -> Box<Finding> {
         line: u32::try_from(line).unwrap_or(0),
         column: u32::try_from(column).unwrap_or(0),
         hint: "save it as UTF-8".to_owned(),
-    })
+    }
 }
 
 fn position(location: Location) -> Position {

@@ -58,14 +58,14 @@ pub(crate) type Names<'a> = dyn Fn(Reference<'_>, &mut Vec<Problem>) -> Type + '
 pub(crate) fn check(expression: &str, names: &Names<'_>) -> (Type, Vec<Problem>) {
     let ast = match parse(expression) {
         Ok(ast) => ast,
-        Err(error) => return (Type::Any, vec![unparsed(error)]),
+        Err(error) => return (Type::Any, vec![unparsed(&error)]),
     };
     let mut checker = Checker { source: expression, names, problems: Vec::new(), bound: Vec::new() };
     let found = checker.type_of(&ast);
     (if checker.problems.is_empty() { found } else { Type::Any }, checker.problems)
 }
 
-fn unparsed(error: ExprError) -> Problem {
+fn unparsed(error: &ExprError) -> Problem {
     let message = error.to_string();
     let (code, offset, hint) = match error {
         ExprError::Syntax { column, .. } => ("EXPRESSION_SYNTAX", column - 1, "write a CEL expression"),
@@ -211,8 +211,8 @@ impl Checker<'_> {
         let args: Vec<Type> = call.args.iter().map(|arg| self.type_of(arg)).collect();
         let name = call.func_name.as_str();
         match (name, target, &args[..]) {
-            (operators::LOGICAL_AND | operators::LOGICAL_OR, None, [_, _]) => self.booleans(name, &args),
-            (operators::LOGICAL_NOT | operators::NOT_STRICTLY_FALSE, None, [_]) => self.booleans(name, &args),
+            (operators::LOGICAL_AND | operators::LOGICAL_OR, None, [_, _])
+            | (operators::LOGICAL_NOT | operators::NOT_STRICTLY_FALSE, None, [_]) => self.booleans(name, &args),
             (operators::EQUALS | operators::NOT_EQUALS, None, [a, b]) => self.equality(name, *a, *b),
             (
                 operators::LESS | operators::LESS_EQUALS | operators::GREATER | operators::GREATER_EQUALS,

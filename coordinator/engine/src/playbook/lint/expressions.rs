@@ -34,7 +34,7 @@ enum Known {
     },
 }
 
-impl<'a> Lint<'a> {
+impl Lint<'_> {
     pub(super) fn expressions(&mut self, graph: &Graph) {
         self.in_phases();
         for index in 0..self.steps.len() {
@@ -216,9 +216,10 @@ impl<'a> Lint<'a> {
                 return Type::Any;
             }
             let names: Vec<&str> = properties.keys().map(String::as_str).collect();
-            let hint = match names.is_empty() {
-                true => "declare it under spec.inputs.properties".to_owned(),
-                false => nearest_word(name, &names),
+            let hint = if names.is_empty() {
+                "declare it under spec.inputs.properties".to_owned()
+            } else {
+                nearest_word(name, &names)
             };
             problems.push(undefined(format!("there is no input {name:?}"), hint));
             return Type::Any;
