@@ -3,7 +3,8 @@
 use std::{path::Path, sync::Arc};
 
 use muster_agent::{Action, Catalogue, allow::Allow, command::CommandRun, noop::Noop};
-use muster_bus::message::ActionOffer;
+use muster_bus::message::{ActionOffer, Scope};
+use muster_engine::plan::{self, ActionFacts, ActionScope, CatalogueEntry};
 
 use crate::{
     args::Role,
@@ -27,6 +28,31 @@ pub(crate) fn shipped() -> Result<Vec<ActionOffer>> {
     let mut offers = of_role(Role::Infra, Allow::default())?.offers();
     offers.extend(of_role(Role::Bench, Allow::default())?.offers());
     Ok(offers)
+}
+
+/// The same, as the engine needs to know it.
+pub(crate) fn shipped_entries() -> Result<plan::Catalogue> {
+    let entry = |offer: ActionOffer| {
+        let facts = ActionFacts {
+            idempotent: offer.idempotent,
+            undoable: offer.undoable,
+            checkable: offer.checkable,
+            concurrent_safe: offer.concurrent_safe,
+            read_only: offer.read_only,
+            scope: match offer.scope {
+                Scope::Host => ActionScope::Host,
+                Scope::Target => ActionScope::Target,
+            },
+        };
+        let entry = CatalogueEntry {
+            version: offer.version,
+            facts,
+            params_schema: offer.params_schema,
+            output_schema: offer.output_schema,
+        };
+        (offer.name.into(), entry)
+    };
+    Ok(shipped()?.into_iter().map(entry).collect())
 }
 
 /// What `command.run` may start; no file: nothing.

@@ -45,6 +45,9 @@ pub(crate) struct LintArgs {
     /// Documents; - is stdin.
     #[arg(required = true, value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
+    /// Without a coordinator: knows the shipped actions, not those of other agents.
+    #[arg(long)]
+    pub(crate) offline: bool,
     /// Warnings fail as errors do.
     #[arg(long)]
     pub(crate) strict: bool,
@@ -58,6 +61,9 @@ pub(crate) struct PlanArgs {
     pub(crate) playbook: PlaybookRef,
     #[command(flatten)]
     pub(crate) inputs: InputArgs,
+    /// Without a coordinator: files only, and only with the shipped actions.
+    #[arg(long)]
+    pub(crate) offline: bool,
 }
 
 /// Values for the playbook's inputs.

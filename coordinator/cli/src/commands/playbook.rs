@@ -13,6 +13,7 @@ use crate::{
     printer::{Block, Table, View, time, to_message},
 };
 
+mod offline;
 mod plan;
 
 pub(super) async fn run(app: &App, command: PlaybookCommand) -> Result<Exit> {
@@ -121,11 +122,14 @@ pub(super) async fn submit_one(app: &App, client: &Client, path: &Path, validate
 }
 
 async fn lint(app: &App, args: &LintArgs) -> Result<Exit> {
-    let client = app.client().await?;
+    let client = if args.offline { None } else { Some(app.client().await?) };
     let mut documents = Vec::new();
     for path in &args.files {
         let file = path.display().to_string();
-        let found = findings(&client, &file, &read(path)?).await?;
+        let found = match &client {
+            Some(client) => findings(client, &file, &read(path)?).await?,
+            None => offline::findings(&file, &read(path)?)?,
+        };
         documents.push((file, found));
     }
     report(app, args, &documents)
@@ -173,9 +177,21 @@ fn counted(n: usize, what: &str) -> String {
 }
 
 async fn plan(app: &App, args: PlanArgs) -> Result<Exit> {
-    let inputs = to_message(Value::Object(inputs(&args.inputs)?))?;
-    let client = app.client().await?;
-    let source = Source::of(&client, &args.playbook)?;
+    let inputs = Value::Object(inputs(&args.inputs)?);
+    let (place, plan) = if args.offline {
+        offline::plan(&args.playbook, inputs)?
+    } else {
+        plan_at(&app.client().await?, &args.playbook, inputs).await?
+    };
+    let warnings: Vec<Found> = plan.warnings.iter().map(|w| found(&place, w.clone())).collect();
+    app.printer.findings(&warnings);
+    app.printer.data(&plan, plan::view)?;
+    Ok(Exit::Succeeded)
+}
+
+async fn plan_at(client: &Client, playbook: &PlaybookRef, inputs: Value) -> Result<(String, v1::Plan)> {
+    let source = Source::of(client, playbook)?;
+    let inputs = to_message(inputs)?;
     let request = v1::PlanPlaybookRequest {
         parent: client.parent(),
         source: Some(match &source {
@@ -184,14 +200,10 @@ async fn plan(app: &App, args: PlanArgs) -> Result<Exit> {
         }),
         inputs: Some(inputs),
     };
-    let plan = match client.playbooks().plan_playbook(client.soon(request)).await {
-        Ok(answer) => answer.into_inner(),
-        Err(status) => return Err(source.error(&client, &status).await),
-    };
-    let warnings: Vec<Found> = plan.warnings.iter().map(|w| found(source.place(), w.clone())).collect();
-    app.printer.findings(&warnings);
-    app.printer.data(&plan, plan::view)?;
-    Ok(Exit::Succeeded)
+    match client.playbooks().plan_playbook(client.soon(request)).await {
+        Ok(answer) => Ok((source.place().to_owned(), answer.into_inner())),
+        Err(status) => Err(source.error(client, &status).await),
+    }
 }
 
 async fn list(app: &App, page: &PageArgs) -> Result<Exit> {

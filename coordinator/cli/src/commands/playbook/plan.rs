@@ -28,7 +28,7 @@ fn phases(plan: &v1::Plan) -> Table {
             words::priority(phase.priority()),
             phase.steps.len().to_string(),
             span(phase.deadline.as_ref()),
-            if criteria == 0 { String::new() } else { format!("{criteria} criteria") },
+            if criteria == 0 { String::new() } else { counted(criteria) },
             phase.milestone.clone(),
         ]
     }))
@@ -61,4 +61,8 @@ fn selector(agent: &v1::AgentSelector) -> String {
     let host = if agent.host.is_empty() { String::new() } else { format!(" on {}", agent.host) };
     let labels = if labels.is_empty() { String::new() } else { format!(" {}", labels.join(",")) };
     format!("{}{labels}{host}", agent.role)
+}
+
+fn counted(criteria: usize) -> String {
+    if criteria == 1 { "1 criterion".to_owned() } else { format!("{criteria} criteria") }
 }
