@@ -113,7 +113,7 @@ fn bearer(headers: &HeaderMap) -> Result<&str, Status> {
     };
     let scheme = value.to_str().ok().and_then(|v| v.split_once(' '));
     match scheme {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(token.trim()),
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") && !token.trim().is_empty() => Ok(token.trim()),
         _ => Err(refuse(
             Reason::TokenMissing,
             "the authorization header holds no bearer token",

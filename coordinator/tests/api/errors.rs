@@ -118,9 +118,9 @@ async fn fields_are_checked() {
 async fn unknown_methods_and_broken_messages_are_explained() {
     let served = served().await;
     let mut client = Grpc::new(served.bearer(muster_coordinator::api::token::Role::Viewer).await);
-    client.ready().await.unwrap();
     for path in ["/muster.v1.RunService/Explode", "/x.Y/Z", "/"] {
         let codec: ProstCodec<(), ()> = ProstCodec::default();
+        client.ready().await.unwrap();
         let status = client.unary(Request::new(()), PathAndQuery::from_static(path), codec).await.unwrap_err();
         assert_eq!((status.code(), reason(&status).as_str()), (Code::Unimplemented, "METHOD_UNKNOWN"));
     }
