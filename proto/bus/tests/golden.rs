@@ -151,6 +151,49 @@ fn another_protocol_is_refused() {
     );
 }
 
+/// Whoever writes an agent copies these.
+#[test]
+fn the_messages_in_the_guide_are_right() {
+    let guide = golden().join("../../../../docs/agents.md");
+    let text = fs::read_to_string(guide).unwrap();
+    let mut kinds = BTreeSet::new();
+    for part in text.split("<!-- message: ").skip(1) {
+        let (kind, rest) = part.split_once(" -->\n```json\n").expect("a message follows its mark");
+        let (json, _) = rest.split_once("\n```\n").expect("a block ends");
+        let message: Value = serde_json::from_str(json).unwrap_or_else(|e| panic!("{kind}: {e}"));
+        let full = complete(kind, &message);
+        check_kind(kind, &format!("the guide's {kind}"), &full);
+        kinds.insert(kind);
+    }
+    assert_eq!(kinds.len(), 8, "{kinds:?}");
+    let longest = text.lines().filter_map(|line| line.strip_prefix("   {")).max_by_key(|line| line.len());
+    assert!(longest.is_some(), "the bytes on the wire are shown");
+    for (head, payload) in text.lines().zip(text.lines().skip(1)) {
+        let Some(payload) = payload.strip_prefix("   {").filter(|payload| !payload.contains('…')) else { continue };
+        let bytes = payload.trim_end_matches("␍␊").len() + 1;
+        assert!(head.trim_end_matches("␍␊").ends_with(&format!(" {bytes}")), "{head} is followed by {bytes} bytes");
+    }
+}
+
+/// With what a stranger may leave out.
+fn complete(kind: &str, message: &Value) -> Value {
+    let mut full = message.clone();
+    if kind == "register" {
+        for action in full["actions"].as_array_mut().expect("a list") {
+            for (field, value) in [
+                ("undoable", json!(false)),
+                ("checkable", json!(false)),
+                ("concurrent_safe", json!(false)),
+                ("read_only", json!(false)),
+                ("scope", json!("host")),
+            ] {
+                action[field] = value;
+            }
+        }
+    }
+    full
+}
+
 /// One line of the transcript.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
