@@ -204,15 +204,15 @@ fn host_scoped_work_stays_on_the_host_where_it_began() {
 fn a_person_may_end_an_attempt_that_is_lost_but_not_one_that_is_well() {
     let mut world = World::new(one(|_| {}));
     let fence = world.assign("a");
-    let word = Command::ResolveStep {
+    let resolve = Command::ResolveStep {
         step: "a".into(),
         resolution: Resolution::Retry,
         reason: "the host is off".to_owned(),
         output: None,
     };
-    assert!(matches!(world.try_command(&word), Err(Rejection::Forbidden { .. })));
+    assert!(matches!(world.try_command(&resolve), Err(Rejection::Forbidden { .. })));
     world.command(&Command::LoseInstance { instance: "infra-1-a".into() });
-    world.command(&word);
+    world.command(&resolve);
     assert!(world.is_queued("a", Purpose::Run));
     let outcome = ok(json!({}));
     assert_eq!(world.run.verdict(&fence, Report::Finished(&outcome)), Verdict::Stale);
@@ -223,12 +223,12 @@ fn every_kind_of_report_gets_its_verdict() {
     let mut world = World::new(simple(vec![step("a", &[]), step("b", &[0])]));
     let fence = world.assign("a");
     let (good, bad) = (ok(json!({})), failed(FailureKind::Permanent));
-    let (was, other) = (Arc::new(json!("was")), Arc::new(json!("other")));
+    let (was, another) = (Arc::new(json!("was")), Arc::new(json!("another")));
     let of = |world: &World, fence: &Fence, report| world.run.verdict(fence, report);
     assert_eq!(of(&world, &fence, Report::Prepared(&was)), Verdict::New);
     world.prepare("a", json!("was"));
     assert_eq!(of(&world, &fence, Report::Prepared(&was)), Verdict::Repeated);
-    assert_eq!(of(&world, &fence, Report::Prepared(&other)), Verdict::Conflict);
+    assert_eq!(of(&world, &fence, Report::Prepared(&another)), Verdict::Conflict);
     assert_eq!(of(&world, &fence, Report::Finished(&good)), Verdict::New);
     let impostor = Fence { instance: "infra-1-b".into(), ..fence.clone() };
     assert_eq!(of(&world, &impostor, Report::Finished(&good)), Verdict::Stale);

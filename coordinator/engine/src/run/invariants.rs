@@ -1,5 +1,5 @@
-//! What is always true of a run. Checked after every event in tests, and after recovery: a run that breaks one is put
-//! into quarantine, never the process.
+//! What is always true of a run, between two appends. Checked after every turn in tests, and after recovery: a run that
+//! breaks one is put into quarantine, never the process.
 
 use super::{
     Run, WaitingSubject,
