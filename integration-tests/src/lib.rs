@@ -1,1 +1,5 @@
-//! Proves the parts together: the lab, the sample service, crash and fault tests.
+//! Proves the parts together: the lab (real servers on loopback), a sample service, and probes that use nothing of the
+//! agents' code.
+
+pub mod lab;
+pub mod probe;

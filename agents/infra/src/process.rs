@@ -31,6 +31,18 @@ impl Server {
         }
     }
 
+    /// Sends SIGHUP; nginx is waited for until only new workers take connections. `true`: it runs.
+    ///
+    /// # Errors
+    /// [`ActionError::Retry`] when nginx keeps its former workers for ten seconds.
+    pub(crate) async fn reload_and_wait(&self, ctx: &Context) -> Result<bool, ActionError> {
+        let former = if self.process == "nginx" { self.children() } else { Vec::new() };
+        let runs = self.reload_if_running()?;
+        let left = || std::future::ready(if have_left(&former) { Ok(()) } else { Err(KEPT_WORKERS.into()) });
+        crate::bound::until(ctx, SETTLE_MS, 20, "the reloaded nginx", left).await?;
+        Ok(runs)
+    }
+
     /// Sends SIGHUP. The server answers when it likes: wait for what it should do.
     ///
     /// # Errors
@@ -47,14 +59,33 @@ impl Server {
         })
     }
 
-    fn pid(&self) -> Result<Pid, ActionError> {
+    /// The pids of its children; empty when it does not run.
+    pub(crate) fn children(&self) -> Vec<u32> {
+        let Ok(parent) = self.pid() else { return Vec::new() };
+        let parent = parent.as_raw_nonzero().to_string();
+        let Ok(all) = std::fs::read_dir("/proc") else { return Vec::new() };
+        let pids = all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+        pids.filter(|pid| {
+            // "pid (name) state parent …", and a name may hold anything.
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)) == Some(parent.as_str())
+        })
+        .collect()
+    }
+
+    /// Its pid.
+    ///
+    /// # Errors
+    /// [`ActionError::Retry`] when it is not running.
+    pub(crate) fn pid(&self) -> Result<Pid, ActionError> {
         crate::params::absolute("pid_file", &self.pid_file)?;
         let file = self.pid_file.display();
         let text = std::fs::read_to_string(&self.pid_file).map_err(|e| {
             ActionError::retry(format!("{} is not running: its pid file {file} can't be read: {e}", self.process))
         })?;
         let pid = text.trim().parse().ok().and_then(Pid::from_raw);
-        let pid = pid.ok_or_else(|| ActionError::retry(format!("{file} holds no pid")))?;
+        let pid =
+            pid.ok_or_else(|| ActionError::retry(format!("{} is not running: {file} holds no pid", self.process)))?;
         let name = std::fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_nonzero())).unwrap_or_default();
         if name.trim_end() == self.process {
             return Ok(pid);
@@ -67,6 +98,25 @@ impl Server {
         )))
     }
 }
+
+/// Whether none of the workers that were there before a reload takes connections any more: each is gone, or says that it is
+/// shutting down. Until then both generations do, and one answer of the new one proves nothing.
+pub(crate) fn have_left(former: &[u32]) -> bool {
+    former
+        .iter()
+        .map(|pid| title(*pid))
+        .all(|title| !title.contains("worker process") || title.contains("shutting down"))
+}
+
+/// The command line that a process shows; empty when it is gone.
+fn title(pid: u32) -> String {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&line).replace('\0', " ")
+}
+
+/// For messages: a reload that nginx did not do.
+pub(crate) const KEPT_WORKERS: &str = "workers with the former configuration still take connections; see nginx' log";
+const SETTLE_MS: u64 = 10_000;
 
 /// What a command printed on both channels, and whether it ended with 0.
 pub(crate) struct Ended {

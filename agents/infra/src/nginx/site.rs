@@ -80,6 +80,8 @@ impl Action for Site {
     async fn run(&self, ctx: &Context, with: &Value) -> Result<Done, ActionError> {
         let with = SiteParams::read(with)?;
         let wanted = with.render();
+        // Before the file is touched: without nginx the site could not be put to work.
+        with.server().pid()?;
         let (path, text) = (with.site.clone(), wanted.text);
         let before = blocking(move || {
             let before = Before::of(&path)?;
@@ -94,9 +96,9 @@ impl Action for Site {
             return Err(e);
         }
         ctx.progress("reloading nginx", None);
-        let start = Instant::now();
+        let (start, former) = (Instant::now(), with.server().children());
         with.server().reload()?;
-        with.settled(ctx, Some(wanted.mark.clone())).await?;
+        with.settled(ctx, Some(wanted.mark.clone()), &former).await?;
         let took = observation("nginx.site", "reload", ms(start.elapsed()), "ms", None);
         Ok(with.done(wanted.mark, vec![took]))
     }
@@ -109,9 +111,10 @@ impl Action for Site {
             before.content()
         })
         .await?;
+        let former = with.server().children();
         if with.server().reload_if_running()? {
             let there = there.map(|there| String::from_utf8_lossy(&there).into_owned());
-            with.settled(ctx, there.as_deref().and_then(mark_in)).await?;
+            with.settled(ctx, there.as_deref().and_then(mark_in), &former).await?;
         }
         Ok(Done::default())
     }
@@ -167,9 +170,13 @@ impl SiteParams {
         Err(ActionError::permanent(format!("nginx refuses the configuration, it was taken back: {}", tested.text)))
     }
 
-    /// Waits until the site answers with `mark`; with `None`, until no site of ours answers there.
-    async fn settled(&self, ctx: &Context, mark: Option<String>) -> Result<(), ActionError> {
+    /// Waits until none of the `former` workers takes connections, and the site answers with `mark`; with `None`, until no
+    /// site of ours answers there.
+    async fn settled(&self, ctx: &Context, mark: Option<String>, former: &[u32]) -> Result<(), ActionError> {
         until(ctx, self.settle_ms, 50, "the reloaded site", || async {
+            if !process::have_left(former) {
+                return Err(process::KEPT_WORKERS.into());
+            }
             let limit = std::time::Duration::from_millis(ASK_MS);
             let answer = match tokio::time::timeout(limit, self.ask()).await {
                 Ok(answer) => answer,

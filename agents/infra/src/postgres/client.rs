@@ -91,9 +91,13 @@ impl Client {
 
 /// Whether the server refused user or password: no other try will help.
 pub(crate) fn refused_credentials(e: &tokio_postgres::Error) -> bool {
-    e.code().is_some_and(|code| {
-        *code == SqlState::INVALID_PASSWORD || *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION
-    })
+    let Some(said) = e.as_db_error() else { return false };
+    let code = said.code();
+    // PgBouncer says "protocol violation" for everything that it refuses.
+    let by_pgbouncer = ["password authentication failed", "no such user", "not allowed"];
+    *code == SqlState::INVALID_PASSWORD
+        || *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION
+        || *code == SqlState::PROTOCOL_VIOLATION && by_pgbouncer.iter().any(|text| said.message().contains(text))
 }
 
 /// Whether nothing listens there.

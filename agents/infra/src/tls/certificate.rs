@@ -123,7 +123,8 @@ impl Action for Certificate {
     async fn run(&self, ctx: &Context, with: &Value) -> Result<Done, ActionError> {
         let with = CertificateParams::read(with)?;
         ctx.progress(&format!("issuing a certificate for {}", with.domain), None);
-        blocking(move || {
+        let server = with.reload.clone();
+        let done = blocking(move || {
             for file in with.before()? {
                 file.keep()?;
             }
@@ -131,26 +132,25 @@ impl Action for Certificate {
             let facts = with.in_place()?.map_err(|why| {
                 ActionError::permanent(format!("the new certificate is not as wanted: {why}; see the parameters"))
             })?;
-            if let Some(server) = &with.reload {
-                server.reload()?;
-            }
             Ok(done(&with, facts))
         })
-        .await
+        .await?;
+        let Some(server) = server else { return Ok(done) };
+        if server.reload_and_wait(ctx).await? {
+            return Ok(done);
+        }
+        Err(ActionError::retry(format!("the certificate is in place, but {} does not run; start it", server.process)))
     }
 
-    async fn undo(&self, _ctx: &Context, with: &Value, prepared: &Value) -> Result<Done, ActionError> {
+    async fn undo(&self, ctx: &Context, with: &Value, prepared: &Value) -> Result<Done, ActionError> {
         let with = CertificateParams::read(with)?;
         let files: Vec<Before> = params::read(prepared)?;
-        blocking(move || {
-            // Also when nothing had to be put back: the undo before this one may have died before the signal.
-            files::restore_all(&files)?;
-            if let Some(server) = &with.reload {
-                server.reload_if_running()?;
-            }
-            Ok(Done::default())
-        })
-        .await
+        blocking(move || files::restore_all(&files)).await?;
+        // Also when nothing had to be put back: the undo before this one may have died before the signal.
+        if let Some(server) = &with.reload {
+            server.reload_and_wait(ctx).await?;
+        }
+        Ok(Done::default())
     }
 }
 

@@ -1,0 +1,239 @@
+//! Before and after, seen from outside: by openssl, curl and psql, with nothing of the agents' code.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::lab::{DATABASE, Inputs, program, psql_program};
+
+/// What was seen.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// All of it is well.
+    pub ok: bool,
+    /// The certificate that the site shows.
+    pub certificate: Certificate,
+    /// What HTTP answers.
+    pub redirect: Redirect,
+    /// Whether several clients of the pool are served at once.
+    pub pooling: Pooling,
+}
+
+/// The certificate that the site shows.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Certificate {
+    /// Chain, name and dates are right.
+    pub ok: bool,
+    /// openssl's verdict: `0 (ok)`, `10 (certificate has expired)`.
+    pub verdict: String,
+    /// When it ends.
+    pub not_after: String,
+}
+
+/// What HTTP answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Redirect {
+    /// 301 to HTTPS.
+    pub ok: bool,
+    /// The status code; 0 for none.
+    pub status: u16,
+    /// Where it points.
+    pub location: String,
+}
+
+/// Whether several clients of the pool are served at once.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Pooling {
+    /// All of them are, each within 50 ms.
+    pub ok: bool,
+    /// Clients that were connected at once.
+    pub clients: usize,
+    /// Clients that got an answer within three seconds.
+    pub served: usize,
+    /// The slowest answer, in milliseconds, as psql measured it; absent when there was none.
+    pub slowest_ms: Option<f64>,
+}
+
+const CLIENTS: usize = 10;
+const PATIENCE: Duration = Duration::from_secs(3);
+const POOL_LIMIT_MS: f64 = 50.0;
+
+/// Looks at all of it. An error means that it could not be looked at; what is wrong is in the report.
+pub fn probe(inputs: &Inputs) -> Result<Report> {
+    let (certificate, redirect, pooling) = (certificate(inputs)?, redirect(inputs)?, pooling(inputs)?);
+    Ok(Report { ok: certificate.ok && redirect.ok && pooling.ok, certificate, redirect, pooling })
+}
+
+impl Report {
+    /// Three lines for people.
+    pub fn lines(&self) -> Vec<String> {
+        let mark = |ok| if ok { "ok    " } else { "BROKEN" };
+        let slowest = self.pooling.slowest_ms.map_or_else(|| "none answered".into(), |ms| format!("slowest {ms} ms"));
+        vec![
+            format!(
+                "{} certificate: verify {}, until {}",
+                mark(self.certificate.ok),
+                self.certificate.verdict,
+                self.certificate.not_after
+            ),
+            format!(
+                "{} HTTP to HTTPS: status {} {}",
+                mark(self.redirect.ok),
+                self.redirect.status,
+                self.redirect.location
+            ),
+            format!(
+                "{} pooling: {} of {} clients served at once, {slowest}",
+                mark(self.pooling.ok),
+                self.pooling.served,
+                self.pooling.clients
+            ),
+        ]
+    }
+}
+
+/// What `openssl s_client` says of the site's certificate.
+pub fn certificate(inputs: &Inputs) -> Result<Certificate> {
+    let openssl = program("openssl", "openssl")?;
+    let ca = inputs.tls_directory.join("ca.crt").display().to_string();
+    let (name, address) = (inputs.domain.as_str(), inputs.https_address.as_str());
+    let shown = output(
+        Command::new(&openssl).args([
+            "s_client",
+            "-connect",
+            address,
+            "-servername",
+            name,
+            "-verify_hostname",
+            name,
+            "-CAfile",
+            &ca,
+        ]),
+        "",
+    )?;
+    let verdict = shown.lines().filter_map(|line| line.trim().strip_prefix("Verify return code: ")).next_back();
+    let verdict = verdict.unwrap_or("no TLS").to_owned();
+    let end = output(Command::new(&openssl).args(["x509", "-noout", "-enddate"]), &shown)?;
+    let not_after = end.trim().strip_prefix("notAfter=").unwrap_or("?").to_owned();
+    Ok(Certificate { ok: verdict == "0 (ok)", verdict, not_after })
+}
+
+/// What curl gets from the site's HTTP side.
+pub fn redirect(inputs: &Inputs) -> Result<Redirect> {
+    let curl = program("curl", "curl")?;
+    let there = format!("::{}", inputs.http_address);
+    let url = format!("http://{}/", inputs.domain);
+    let form = "%{http_code} %{redirect_url}";
+    let said = output(
+        Command::new(curl).args([
+            "-s",
+            "-o",
+            "/dev/null",
+            "--noproxy",
+            "*",
+            "-m",
+            "5",
+            "-w",
+            form,
+            "--connect-to",
+            &there,
+            &url,
+        ]),
+        "",
+    )?;
+    let (status, location) = said.trim().split_once(' ').unwrap_or_else(|| (said.trim(), ""));
+    let status = status.parse().unwrap_or(0);
+    let ok = status == 301 && location.starts_with(&format!("https://{}", inputs.domain));
+    Ok(Redirect { ok, status, location: location.to_owned() })
+}
+
+/// Connects several psql at once, and lets each stay until all have been answered.
+pub fn pooling(inputs: &Inputs) -> Result<Pooling> {
+    let clients = (0..CLIENTS).map(|_| Client::start(inputs)).collect::<Result<Vec<_>>>()?;
+    let end = Instant::now() + PATIENCE;
+    let answers = clients.iter().filter_map(|client| client.answer(end));
+    let times: Vec<f64> = answers.collect();
+    let slowest_ms = times.iter().copied().max_by(f64::total_cmp);
+    let served = times.len();
+    let ok = served == CLIENTS && slowest_ms.is_some_and(|ms| ms < POOL_LIMIT_MS);
+    Ok(Pooling { ok, clients: CLIENTS, served, slowest_ms })
+}
+
+/// A psql that stays connected.
+struct Client {
+    psql: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Client {
+    fn start(inputs: &Inputs) -> Result<Self> {
+        let password = fs::read_to_string(&inputs.password_file).context("the password file can't be read")?;
+        let (host, port, user) = (&inputs.pgbouncer_host, inputs.pgbouncer_port, &inputs.database_user);
+        let url = format!("host={host} port={port} user={user} dbname={DATABASE} connect_timeout=5");
+        let mut psql = Command::new(psql_program()?)
+            .args(["-X", "-q", "-A", "-t", "-d", &url])
+            .env("PGPASSWORD", password.trim())
+            .env("LC_ALL", "C.UTF-8")
+            .current_dir(Path::new("/"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let mut stdin = psql.stdin.take().context("psql has no standard input")?;
+        // A psql that could not connect has ended: it will be seen by its missing answer. The first question pays for
+        // the start of the server connection and is not the one that is measured.
+        drop(stdin.write_all(b"select 1;\n\\timing on\nselect 2;\n").and_then(|()| stdin.flush()));
+        psql.stdin = Some(stdin);
+        let stdout = BufReader::new(psql.stdout.take().context("psql has no standard output")?);
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(Self { psql, lines })
+    }
+
+    /// The measured question's time, in milliseconds; `None` when it was not answered by `end`.
+    fn answer(&self, end: Instant) -> Option<f64> {
+        loop {
+            let line = self.lines.recv_timeout(end.saturating_duration_since(Instant::now())).ok()?;
+            let time = line.strip_prefix("Time: ").and_then(|rest| rest.split(' ').next());
+            if let Some(ms) = time.and_then(|ms| ms.parse().ok()) {
+                return Some(ms);
+            }
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        drop(self.psql.kill());
+        drop(self.psql.wait());
+    }
+}
+
+fn output(command: &mut Command, stdin: &str) -> Result<String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .with_context(|| format!("{name} can't be started"))?;
+    if let Some(mut input) = child.stdin.take() {
+        // It may have ended before it read everything; what it said by then counts.
+        drop(input.write_all(stdin.as_bytes()));
+    }
+    Ok(String::from_utf8_lossy(&child.wait_with_output()?.stdout).into_owned())
+}
