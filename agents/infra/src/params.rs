@@ -16,17 +16,10 @@ pub(crate) fn read<T: DeserializeOwned>(with: &Value) -> Result<T, ActionError> 
 /// A spec with the schemas of the parameters `P` and the output `O`; the promises are still all off.
 pub(crate) fn spec<P: JsonSchema, O: JsonSchema>(name: &str, summary: &str) -> ActionSpec {
     ActionSpec {
-        name: name.into(),
-        version: "1.0.0".into(),
         summary: summary.into(),
-        idempotent: false,
-        undoable: false,
-        checkable: false,
-        concurrent_safe: false,
-        read_only: false,
-        scope: Scope::Host,
         params_schema: Some(schemars::schema_for!(P).to_value()),
         output_schema: Some(schemars::schema_for!(O).to_value()),
+        ..ActionSpec::new(name, "1.0.0")
     }
 }
 

@@ -1,15 +1,11 @@
 //! Other processes on this host: a signal to a server by its pid file, a short command to its end.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Stdio,
-};
+use std::path::{Path, PathBuf};
 
 use muster_agent::{ActionError, Context};
 use rustix::process::{Pid, Signal, kill_process};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::process::Command;
 
 /// A server that reads its configuration again on SIGHUP.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -118,29 +114,22 @@ fn title(pid: u32) -> String {
 pub(crate) const KEPT_WORKERS: &str = "workers with the former configuration still take connections; see nginx' log";
 const SETTLE_MS: u64 = 10_000;
 
-/// What a command printed on both channels, and whether it ended with 0.
+/// What a program printed, and whether it ended with 0.
 pub(crate) struct Ended {
     /// Exit code 0.
     pub(crate) good: bool,
-    /// Standard output, then standard error; at most 4 KiB.
+    /// Standard output, then standard error; at most 4 KiB of each.
     pub(crate) text: String,
 }
 
-/// Runs a program to its end; it is killed when `limit_ms` is over or the attempt is cancelled.
+/// Runs a program to its end; it is ended when `limit_ms` is over or the attempt is cancelled.
 pub(crate) async fn run(ctx: &Context, limit_ms: u64, program: &Path, args: &[String]) -> Result<Ended, ActionError> {
     let name = program.display().to_string();
-    let child = Command::new(program)
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|e| ActionError::needs_person(format!("{name} can't be started: {e}; install it or name its path")))?;
-    let out = crate::bound::within(ctx, limit_ms, &name, child.wait_with_output())
-        .await?
-        .map_err(|e| ActionError::retry(format!("{name} could not be waited for: {e}")))?;
-    let text = [out.stdout, out.stderr].concat();
-    let text = String::from_utf8_lossy(&text[..text.len().min(4096)]).trim().to_owned();
-    Ok(Ended { good: out.status.success(), text })
+    let command = ctx.command(name.as_str()).args(args).limit(4096);
+    let output = crate::bound::within(ctx, limit_ms, &name, command.output()).await??;
+    let text = format!("{}{}", output.stdout, output.stderr).trim().to_owned();
+    if output.code == 127 {
+        return Err(ActionError::needs_person(format!("{name} can't be started: {text}; install it or name its path")));
+    }
+    Ok(Ended { good: output.code == 0, text })
 }
