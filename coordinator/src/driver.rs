@@ -15,6 +15,7 @@ mod dispatch;
 pub(crate) mod entry;
 mod errors;
 mod explain;
+mod figures;
 mod history;
 mod intake;
 mod playbooks;
@@ -54,6 +55,7 @@ use self::{
 use crate::{
     control::{ControlError, MilestoneView},
     journal::{AppendError, Journal, NewRecord, StreamAppend, StreamId},
+    metrics::{AGENTS_LOST, APPEND_SECONDS},
     registry::{Leases, Registry},
     store::{Store, StoreError},
 };
@@ -277,6 +279,7 @@ impl Shared {
             if let Some(jump_ms) = self.clock.jumped() {
                 self.clock_jumped(jump_ms).await;
             }
+            figures::measure(self);
             let now = self.clock.now();
             if !self.bus.is_connected() {
                 // Nobody can be heard: silence says nothing.
@@ -284,6 +287,7 @@ impl Shared {
                 continue;
             }
             for (instance, runs) in self.registry.sweep(now) {
+                metrics::counter!(AGENTS_LOST).increment(1);
                 warn!(%instance, runs = runs.len(), "an agent's lease has run out");
                 for entry in runs {
                     self.tell(entry, Message::Lost { instance: instance.clone() });
@@ -311,7 +315,10 @@ impl Shared {
     /// Append, and wait for the sync. What lists say of it has to be noted while the ticket lives.
     async fn append(&self, appends: Vec<StreamAppend>) -> Result<projector::Ticket<'_>, AppendError> {
         let ticket = self.projector.begin();
-        match self.journal.append(appends).await {
+        let began = std::time::Instant::now();
+        let appended = self.journal.append(appends).await;
+        metrics::histogram!(APPEND_SECONDS).record(began.elapsed());
+        match appended {
             Ok(Ok(_)) => Ok(ticket),
             Ok(Err(e)) => Err(e),
             Err(_) => Err(AppendError::Unavailable("the journal has stopped".to_owned())),

@@ -14,6 +14,27 @@ pub const API_WATCHES: &str = "muster_api_watches";
 /// Calls refused for want of a good token or a sufficient role, by `method`.
 pub const API_DENIED: &str = "muster_api_denied_total";
 
+/// Runs started.
+pub const RUNS_STARTED: &str = "muster_runs_started_total";
+/// Runs ended, by `outcome`.
+pub const RUNS_ENDED: &str = "muster_runs_ended_total";
+/// Attempts assigned, by `purpose`.
+pub const ATTEMPTS_ASSIGNED: &str = "muster_attempts_assigned_total";
+/// Attempts ended, by `how`.
+pub const ATTEMPTS_ENDED: &str = "muster_attempts_ended_total";
+/// How long a run's append took until it was on disk.
+pub const APPEND_SECONDS: &str = "muster_append_seconds";
+/// Runs in quarantine.
+pub const RUNS_QUARANTINED: &str = "muster_runs_quarantined_total";
+/// Runs in memory.
+pub const RUNS_IN_MEMORY: &str = "muster_runs_in_memory";
+/// Steps that wait for an agent.
+pub const STEPS_WAITING: &str = "muster_steps_waiting";
+/// Agents that answer.
+pub const AGENTS_ALIVE: &str = "muster_agents_alive";
+/// Leases of agents that have run out.
+pub const AGENTS_LOST: &str = "muster_agents_lost_total";
+
 /// Upper bounds of the buckets of every histogram in seconds: from a memory access to a slow disk.
 const SECONDS: &[f64] =
     &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -31,6 +52,16 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
 }
 
 fn describe() {
+    describe_counter!(RUNS_STARTED, "Runs started");
+    describe_counter!(RUNS_ENDED, "Runs ended, by outcome");
+    describe_counter!(ATTEMPTS_ASSIGNED, "Attempts assigned to agents, by purpose");
+    describe_counter!(ATTEMPTS_ENDED, "Attempts ended, by how");
+    describe_histogram!(APPEND_SECONDS, Unit::Seconds, "Time of a run's append until it was on disk");
+    describe_counter!(RUNS_QUARANTINED, "Runs put in quarantine");
+    describe_gauge!(RUNS_IN_MEMORY, "Runs in memory");
+    describe_gauge!(STEPS_WAITING, "Steps that wait for an agent");
+    describe_gauge!(AGENTS_ALIVE, "Agents that answer");
+    describe_counter!(AGENTS_LOST, "Leases of agents that have run out");
     describe_counter!(API_REQUESTS, "Calls of the API that have ended, by method and gRPC code");
     describe_histogram!(API_SECONDS, Unit::Seconds, "Time of a call of the API until its first answer, by method");
     describe_gauge!(API_IN_FLIGHT, "Calls of the API under way");

@@ -134,6 +134,13 @@ impl Registry {
         }
         let state = self.lock();
         let profile = Profile::of(register);
+        let twin = state.agents.iter().find(|(key, agent)| {
+            agent.record.profile.instance == profile.instance && (key.0 != *namespace || key.1.as_str() != register.agent)
+        });
+        if let Some(((_, name), _)) = twin {
+            let why = format!("instance {} is one of agent {name}: make a new id at each start", profile.instance);
+            return Admission::Refused(why);
+        }
         let Some(agent) = state.agents.get(&(namespace.clone(), register.agent.as_str().into())) else {
             return Admission::Welcome { journal: Some((0, profile)) };
         };

@@ -99,10 +99,11 @@ impl RunTask {
             warn!(run_id = %self.entry.id, "instance {instance} was buried from another host; ignored");
         } else if waits {
             info!(run_id = %self.entry.id, "instance {instance} has ended; its spooled report is waited for");
-            let entry = Arc::clone(&self.entry);
+            let (entry, stop) = (Arc::clone(&self.entry), self.shared.stop.clone());
             self.shared.tasks.spawn(async move {
-                tokio::time::sleep(SPOOL_WAIT).await;
-                let _ = entry.tell(again).await;
+                if tokio::time::timeout(SPOOL_WAIT, stop.cancelled()).await.is_err() {
+                    let _ = entry.tell(again).await;
+                }
             });
         } else {
             turn.again.push(again);

@@ -20,7 +20,7 @@ use super::{
     clock::after_ms,
     dispatch::Errand,
     entry::{Answer, Message, RunEntry, Signals},
-    errors,
+    errors, figures,
     report::reply,
     requests::Request,
     turn::{Made, Pending, Turn},
@@ -29,6 +29,7 @@ use super::{
 use crate::{
     control::{RunEvent, run_state},
     journal::{AppendError, StreamId},
+    metrics::RUNS_QUARANTINED,
     registry::placement::Wish,
 };
 
@@ -404,6 +405,9 @@ impl RunTask {
         if !touched.is_empty() {
             self.reconcile(self.run.outstanding_for(&touched, at));
         }
+        for (_, event) in &events {
+            figures::count(event);
+        }
         self.shared.tell_milestones(&self.run, &touched);
         if !self.watchers.is_empty() {
             let events = (before + 1..).zip(events).map(|(seq, (by, event))| (seq, at, by, event));
@@ -585,6 +589,7 @@ impl RunTask {
                 Pending::Refused(answer, e) => drop(answer.send(Err(*e))),
             }
         }
+        metrics::counter!(RUNS_QUARANTINED).increment(1);
         self.entry.quarantine(why);
         self.shared.projector.changed(&self.entry, &self.run);
         Flow::Leave

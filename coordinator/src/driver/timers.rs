@@ -36,11 +36,6 @@ impl Timers {
         }
     }
 
-    /// How many runs have a wake-up.
-    pub(super) fn len(&self) -> usize {
-        self.due.lock().unwrap_or_else(PoisonError::into_inner).len()
-    }
-
     /// Poke runs whose moment has come, for ever.
     pub(super) async fn run(&self, clock: &Clock) {
         loop {

@@ -112,15 +112,14 @@ async fn open(
     Coordinator::open(config).await.unwrap()
 }
 
-/// Follows the paused clock, from one moment for all coordinators of a test.
+/// Follows the paused clock; each coordinator finds the wall set back to the same moment.
 fn clock(offset_ms: &Arc<std::sync::atomic::AtomicI64>) -> Clock {
     let start = tokio::time::Instant::now();
     let epoch: Timestamp = "2026-01-07T09:00:00Z".parse().unwrap();
     let offset_ms = Arc::clone(offset_ms);
     Clock::new(move || {
         let elapsed = SignedDuration::try_from(start.elapsed()).unwrap();
-        let wall = epoch + elapsed + SignedDuration::from_millis(offset_ms.load(Ordering::SeqCst));
-        wall
+        epoch + elapsed + SignedDuration::from_millis(offset_ms.load(Ordering::SeqCst))
     })
 }
 
@@ -148,18 +147,25 @@ pub(crate) fn offer(name: &str) -> ActionOffer {
     }
 }
 
+/// A playbook of one phase with a milestone: steps as YAML, and whatever else the phase has.
+pub(crate) fn playbook(steps: &[&str], phase: &str) -> String {
+    let head = "apiVersion: muster.dev/v1\nkind: Playbook\nmetadata: {name: chain, owner: devops}\nspec:\n  phases:\n";
+    let mut yaml = format!("{head}    - id: only\n      milestone: All done\n      deadline: 30m\n      steps:\n");
+    for step in steps {
+        yaml.push_str(&format!("        - {{{step}, agent: {{role: infra}}, undo: irreversible}}\n"));
+    }
+    yaml.push_str(phase);
+    yaml
+}
+
 /// A chain of steps in one phase, with a milestone.
 pub(crate) fn chain(steps: usize) -> String {
-    let mut yaml = String::from(
-        "apiVersion: muster.dev/v1\nkind: Playbook\nmetadata: {name: chain, owner: devops}\nspec:\n  phases:\n    - id: only\n      milestone: All done\n      deadline: 30m\n      steps:\n",
-    );
-    for i in 0..steps {
-        let needs = if i == 0 { String::new() } else { format!("needs: [s{}], ", i - 1) };
-        yaml.push_str(&format!(
-            "        - {{id: s{i}, {needs}agent: {{role: infra}}, action: test.work, with: {{n: {i}}}, undo: irreversible}}\n"
-        ));
-    }
-    yaml
+    let step = |i: usize| {
+        let needs = if i == 0 { String::new() } else { format!(", needs: [s{}]", i - 1) };
+        format!("id: s{i}{needs}, action: test.work, with: {{n: {i}}}")
+    };
+    let steps: Vec<String> = (0..steps).map(step).collect();
+    playbook(&steps.iter().map(String::as_str).collect::<Vec<_>>(), "")
 }
 
 /// One process of an agent.
@@ -256,6 +262,23 @@ impl Agent {
         let (task, reply) = waited.expect("a task within an hour").expect("the bus is up");
         reply.send(serde_json::to_vec(&answer).unwrap().into());
         task
+    }
+
+    /// The next task, which is never answered.
+    pub(crate) async fn swallow(&mut self) -> Task {
+        self.tasks.recv().await.unwrap().0
+    }
+
+    /// The same process registers again, as a beat's answer has asked it to.
+    pub(crate) async fn register_again(&self) {
+        self.register_with(|_| {}).await;
+    }
+
+    pub(crate) async fn register_with(&self, change: impl FnOnce(&mut Register)) {
+        let mut register = registration(&self.name, &self.instance);
+        change(&mut register);
+        let answer: RegisterReply = self.ask(&subjects().register(&self.name), &register).await;
+        assert!(matches!(answer, RegisterReply::Registered { .. }), "{answer:?}");
     }
 
     /// Whether a task comes within a time; it is not answered.

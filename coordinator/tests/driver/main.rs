@@ -1,6 +1,9 @@
 //! The driver against a scripted agent: paused time, a journal in memory, the in-process bus.
-#![allow(clippy::unwrap_used, clippy::missing_docs_in_private_items, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::missing_docs_in_private_items, clippy::format_push_string, reason = "tests")]
 
+mod agents;
+mod disk;
 mod harness;
+mod people;
 mod reports;
 mod run;

@@ -1,0 +1,218 @@
+//! Agents that are busy, gone, lost, replaced or drained.
+
+use std::time::Duration;
+
+use muster_bus::message::{AttemptKey, Order, Outcome, Purpose, RegisterReply, ReportBody, ReportReply, TaskReply};
+use muster_coordinator::control::Control;
+use muster_engine::run::{
+    Command, Event,
+    event::{AttemptEnd, EndedBy, NotStarted},
+    state::StepState,
+};
+use serde_json::json;
+
+use crate::harness::{Agent, House, chain, ns, operator, playbook, succeeded};
+
+const SHORT: &str = "id: s0, action: test.work, timeout: 1m";
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_agent_is_asked_again_and_a_refusal_goes_elsewhere() {
+    let house = House::open().await;
+    let mut first = house.agent("infra-1").await;
+    let run = house.start(&chain(1)).await;
+    first.next(TaskReply::Busy).await;
+    first.next(TaskReply::Refused { why: "not allowed here".into() }).await;
+    let refused = house.until(&run.id, "refused", |r| !r.steps[0].excluded.is_empty()).await;
+    assert!(matches!(&refused.steps[0].state, StepState::Queued { .. }));
+    assert!(first.gets_nothing_for(Duration::from_secs(60)).await, "who refused is not asked again");
+    let mut second = Agent::start(house.bus.clone(), "infra-2", "i2", |_| {}).await;
+    second.succeed(1).await;
+    let run = house.ended(&run.id).await;
+    let ends: Vec<_> = run.steps[0].attempts.iter().map(|a| a.end.clone().unwrap().1).collect();
+    assert_eq!(ends[0], AttemptEnd::NotStarted { why: NotStarted::Busy });
+    assert_eq!(run.steps[0].attempts.len(), 3);
+    assert_eq!(run.steps[0].attempts[2].agent.as_str(), "infra-2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_is_sent_again_until_it_is_answered() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let run = house.start(&chain(1)).await;
+    // The first copies are swallowed: their answers are never given.
+    let first = agent.swallow().await;
+    let second = agent.swallow().await;
+    assert_eq!(first.key, second.key);
+    assert!(second.sent_at_ms > first.sent_at_ms);
+    agent.succeed(1).await;
+    assert_eq!(house.ended(&run.id).await.steps[0].attempts.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn slots_bound_what_an_agent_gets_and_a_freed_one_goes_to_the_next() {
+    let house = House::open().await;
+    let mut agent = Agent::start(house.bus.clone(), "infra-1", "i1", |r| r.slots = 2).await;
+    let mut runs = Vec::new();
+    for _ in 0..5 {
+        runs.push(house.start(&chain(2)).await);
+    }
+    let held = [agent.next(TaskReply::Accepted).await, agent.next(TaskReply::Accepted).await];
+    assert!(agent.gets_nothing_for(Duration::from_secs(5)).await);
+    let why = house.up.explain_run(&ns(), &runs[4].id).await.unwrap();
+    assert!(why[0].waits_for.contains("infra-1 has all 2 slots taken"), "{why:?}");
+    for task in held {
+        assert_eq!(agent.report(&task, succeeded(json!({}))).await, ReportReply::Recorded { orders: vec![] });
+    }
+    agent.succeed(8).await;
+    for run in runs {
+        house.ended(&run.id).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_agent_is_not_a_stopped_one_and_a_probe_finds_out() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let run = house.start(&playbook(&[SHORT], "")).await;
+    agent.next(TaskReply::Accepted).await;
+    agent.fall_silent();
+    let lost = house.until(&run.id, "lost", |r| r.steps[0].attempts[0].lost_at.is_some()).await;
+    assert_eq!(lost.steps[0].state, StepState::Active, "nothing new starts: lost is not stopped");
+    // Nobody held it past its clock, so its clock ends it; another agent checks.
+    let mut other = Agent::start(house.bus.clone(), "infra-2", "i2", |_| {}).await;
+    let probe = other.next(TaskReply::Accepted).await;
+    assert_eq!(probe.purpose, Purpose::Probe);
+    let run_now = house.run(&run.id).await;
+    let (_, end) = run_now.steps[0].attempts[0].end.clone().unwrap();
+    assert_eq!(end, AttemptEnd::Unknown { ended_by: EndedBy::Clock });
+    other.report(&probe, succeeded(json!({"found": true}))).await;
+    let run = house.ended(&run.id).await;
+    assert_eq!(run.steps[0].state, StepState::Succeeded);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_holds_its_attempt_is_believed_past_the_clock() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let run = house.start(&playbook(&[SHORT], "")).await;
+    let task = agent.next(TaskReply::Accepted).await;
+    agent.beat.lock().unwrap().holds = vec![task.key.clone()];
+    tokio::time::sleep(Duration::from_secs(900)).await;
+    assert_eq!(house.run(&run.id).await.steps[0].state, StepState::Active);
+    agent.report(&task, succeeded(json!({}))).await;
+    assert_eq!(house.ended(&run.id).await.steps[0].attempts.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_agent_that_answers_again_goes_on() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let run = house.start(&chain(1)).await;
+    let task = agent.next(TaskReply::Accepted).await;
+    agent.fall_silent();
+    house.until(&run.id, "lost", |r| r.steps[0].attempts[0].lost_at.is_some()).await;
+    agent.beat.lock().unwrap().holds = vec![task.key.clone()];
+    agent.speak_again();
+    house.until(&run.id, "found", |r| r.steps[0].attempts[0].lost_at.is_none()).await;
+    agent.report(&task, succeeded(json!({}))).await;
+    house.ended(&run.id).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_proven_dead_instance_ends_its_attempts_unless_their_reports_are_spooled() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let lost = house.start(&playbook(&["id: s0, action: test.work, retry: {maxAttempts: 2}"], "")).await;
+    agent.next(TaskReply::Accepted).await;
+    let spooled = house.start(&chain(1)).await;
+    let told = agent.next(TaskReply::Accepted).await;
+    agent.fall_silent();
+    let mut next = Agent::start(house.bus.clone(), "infra-1", "i2", |r| {
+        r.dead = vec!["i1".into()];
+        r.spooled = vec![told.key.clone()];
+    })
+    .await;
+    let probe = next.next(TaskReply::Accepted).await;
+    assert_eq!((probe.purpose, &*probe.key.run), (Purpose::Probe, lost.id.as_str()));
+    let (_, end) = house.run(&lost.id).await.steps[0].attempts[0].end.clone().unwrap();
+    assert_eq!(end, AttemptEnd::Unknown { ended_by: EndedBy::InstanceGone });
+    assert_eq!(house.run(&spooled.id).await.steps[0].state, StepState::Active, "its report is still to come");
+    let recorded = ReportReply::Recorded { orders: vec![] };
+    assert_eq!(next.report_as("i1", &told, succeeded(json!({}))).await, recorded);
+    assert_eq!(house.ended(&spooled.id).await.steps[0].attempts.len(), 1);
+    let outcome = Outcome::NotSatisfied { diff: "nothing there".into() };
+    next.report(&probe, ReportBody::Finished { outcome }).await;
+    next.succeed(1).await;
+    house.ended(&lost.id).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_process_waits_while_the_first_answers() {
+    let house = House::open().await;
+    let first = house.agent("infra-1").await;
+    let (answer, _) = Agent::try_start(house.bus.clone(), "infra-1", "i2", |_| {}).await;
+    assert_eq!(answer, RegisterReply::IdInUse { instance: "i1".into() });
+    first.fall_silent();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let (answer, _) = Agent::try_start(house.bus.clone(), "infra-1", "i2", |_| {}).await;
+    assert!(matches!(answer, RegisterReply::Registered { .. }), "{answer:?}");
+    let refused = Agent::try_start(house.bus.clone(), "infra-2", "i3", |r| r.protocol = 2).await.0;
+    assert!(matches!(refused, RegisterReply::Refused { .. }));
+    let (answer, _) = Agent::try_start(house.bus.clone(), "infra-2", "i2", |_| {}).await;
+    assert!(matches!(answer, RegisterReply::Refused { .. }), "an instance id belongs to one agent: {answer:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drained_agent_gets_nothing_new_even_after_a_restart() {
+    let mut house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let view = house.up.drain_agent(&ns(), &"infra-1".into(), &operator()).await.unwrap();
+    assert_eq!(view.state, "DRAINING");
+    let run = house.start(&chain(1)).await;
+    assert!(agent.gets_nothing_for(Duration::from_secs(30)).await);
+    assert!(agent.heard.lock().unwrap().last().unwrap().orders.contains(&Order::Drain));
+    house.crash_and_reopen().await;
+    agent.register_again().await;
+    assert!(agent.gets_nothing_for(Duration::from_secs(30)).await);
+    agent.fall_silent();
+    // The next process of it is not the one that was to be drained.
+    let mut next = Agent::start(house.bus.clone(), "infra-1", "i2", |r| r.dead = vec!["i1".into()]).await;
+    next.succeed(1).await;
+    house.ended(&run.id).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_holds_what_the_journal_lacks_quarantines_that_run_alone() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let run = house.start(&chain(1)).await;
+    let other = house.start(&chain(1)).await;
+    agent.next(TaskReply::Accepted).await;
+    let task = agent.next(TaskReply::Accepted).await;
+    let unheard = AttemptKey { run: run.id.as_str().into(), step: "s0".into(), attempt: 9 };
+    agent.register_with(|r| r.holds = vec![unheard, task.key.clone()]).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let pause = Command::Pause { reason: "look".into() };
+    let refused = house.up.command_run(&ns(), &run.id, pause, &operator()).await;
+    assert_eq!(refused.unwrap_err().code, "RUN_QUARANTINED");
+    let explained = house.up.explain_run(&ns(), &run.id).await.unwrap();
+    assert!(explained[0].waits_for.contains("attempt 9 of step s0"), "{explained:?}");
+    agent.report(&task, succeeded(json!({}))).await;
+    house.ended(&other.id).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_jump_of_the_wall_clock_gives_attempts_their_time_again() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let run = house.start(&playbook(&[SHORT], "")).await;
+    let task = agent.next(TaskReply::Accepted).await;
+    // Behind the time in which its task could be sent.
+    tokio::time::sleep(Duration::from_secs(40)).await;
+    house.wall_offset_ms.fetch_sub(3_600_000, std::sync::atomic::Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let events = house.up.run_events(&ns(), &run.id, 0, 100).await.unwrap();
+    assert!(events.iter().any(|e| matches!(&*e.event, Event::AttemptExtended { .. })), "{events:?}");
+    agent.report(&task, succeeded(json!({}))).await;
+    house.ended(&run.id).await;
+}

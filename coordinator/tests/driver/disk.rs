@@ -1,0 +1,123 @@
+//! Record, sync, then act; and what is done when the disk does not answer, or the process has gone.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use muster_bus::message::{ReportReply, TaskReply};
+use muster_coordinator::control::{Control, PlaybookSource};
+use muster_engine::run::{Command, event::Purpose};
+use serde_json::json;
+
+use crate::harness::{House, chain, ns, operator, succeeded};
+
+#[tokio::test(start_paused = true)]
+async fn nothing_leaves_before_the_journal_has_answered() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    house.journal.hold();
+    let (up, yaml) = (house.up.clone(), chain(2));
+    let starting = tokio::spawn(async move {
+        up.start_run(&ns(), &PlaybookSource::Inline(yaml), json!({}), "", None, false, &operator()).await
+    });
+    assert!(agent.gets_nothing_for(Duration::from_secs(10)).await, "no task before the sync");
+    assert!(!starting.is_finished(), "no answer before the sync");
+    assert_eq!(house.journal.let_go(), 1);
+    let run = starting.await.unwrap().unwrap();
+    let task = agent.next(TaskReply::Accepted).await;
+    let mut watch = house.up.watch_run(&ns(), &run.id, run.seq).await.unwrap();
+    house.journal.hold();
+    {
+        let mut reporting = std::pin::pin!(agent.report(&task, succeeded(json!({}))));
+        let early = tokio::time::timeout(Duration::from_secs(10), &mut reporting).await;
+        assert!(early.is_err(), "no recorded before the sync");
+        let next = tokio::time::timeout(Duration::from_secs(1), futures_util::StreamExt::next(&mut watch)).await;
+        assert!(next.is_err(), "no watch update before the sync");
+        assert_eq!(house.run(&run.id).await.seq, run.seq, "no view before the sync");
+        assert_eq!(house.journal.let_go(), 1);
+        assert_eq!(reporting.await, ReportReply::Recorded { orders: vec![] });
+    }
+    agent.succeed(1).await;
+    house.ended(&run.id).await;
+}
+
+/// Both outcomes of a failed append: the records are there, or they are not.
+async fn the_disk_goes_away_and_comes_back(keeps: bool) {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let run = house.start(&chain(3)).await;
+    let task = agent.next(TaskReply::Accepted).await;
+    house.journal.keeps.store(keeps, Ordering::SeqCst);
+    house.journal.fails.store(true, Ordering::SeqCst);
+    let answer = agent.report(&task, succeeded(json!({"n": 0}))).await;
+    assert!(matches!(answer, ReportReply::Retry { .. }), "{answer:?}");
+    let cancel = Command::Pause { reason: "a look".into() };
+    if !keeps {
+        let up = house.up.clone();
+        let id = run.id.clone();
+        let refused = tokio::spawn(async move { up.command_run(&ns(), &id, cancel, &operator()).await });
+        assert_eq!(refused.await.unwrap().unwrap_err().code, "JOURNAL_UNAVAILABLE");
+        assert!(agent.gets_nothing_for(Duration::from_secs(20)).await, "nothing is done while the disk is away");
+    }
+    house.journal.fails.store(false, Ordering::SeqCst);
+    let answer = agent.report(&task, succeeded(json!({"n": 0}))).await;
+    assert_eq!(answer, ReportReply::Recorded { orders: vec![] });
+    agent.succeed(2).await;
+    let run = house.ended(&run.id).await;
+    assert!(run.steps.iter().all(|s| s.attempts.len() == 1), "{:?}", run.steps);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_append_that_is_on_disk_is_gone_on_from() {
+    the_disk_goes_away_and_comes_back(true).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_append_that_is_not_on_disk_is_made_again() {
+    the_disk_goes_away_and_comes_back(false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_crash_the_run_goes_on_where_it_was() {
+    let mut house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let run = house.start(&chain(3)).await;
+    agent.succeed(1).await;
+    let held = agent.next(TaskReply::Accepted).await;
+    let before = house.until(&run.id, "at s1", |r| r.steps[1].attempts.len() == 1).await;
+    house.crash_and_reopen().await;
+    let after = house.run(&run.id).await;
+    assert!(after.seq >= before.seq);
+    assert_eq!(after.steps[0], before.steps[0]);
+    // The agent is told to register again, and says that it holds the attempt.
+    agent.register_with(|r| r.holds = vec![held.key.clone()]).await;
+    let sent_again = agent.next(TaskReply::Accepted).await;
+    assert_eq!(sent_again.key, held.key, "the same attempt, not a new one");
+    let answer = agent.report(&held, succeeded(json!({}))).await;
+    assert_eq!(answer, ReportReply::Recorded { orders: vec![] });
+    agent.succeed(1).await;
+    let run = house.ended(&run.id).await;
+    assert!(run.steps.iter().all(|s| s.attempts.len() == 1));
+    let listed = house.up.list_runs(&ns(), &Default::default(), 10, "").await.unwrap();
+    assert_eq!(listed.items[0].state, "SUCCEEDED");
+    assert_eq!(listed.items[0].started_by.as_str(), "person/operator");
+    house.crash_and_reopen().await;
+    assert!(house.run(&run.id).await.has_ended(), "an ended run is read from the journal");
+    assert_eq!(house.up.list_milestones(&ns(), None, 10, "").await.unwrap().items.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_the_agent_no_longer_has_after_a_crash_is_not_waited_for() {
+    let mut house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let run = house.start(&chain(1)).await;
+    agent.next(TaskReply::Accepted).await;
+    agent.fall_silent();
+    drop(agent);
+    house.crash_and_reopen().await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let mut agent = house.agent("infra-1").await;
+    let task = agent.next(TaskReply::Accepted).await;
+    assert_eq!(task.key.attempt, 2, "the first one is denied by the instance that was given it");
+    agent.report(&task, succeeded(json!({}))).await;
+    let run = house.ended(&run.id).await;
+    assert_eq!(run.steps[0].attempts[1].purpose, Purpose::Run);
+}

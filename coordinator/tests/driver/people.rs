@@ -1,0 +1,148 @@
+//! What people ask, and what they are told.
+
+use std::time::Duration;
+
+use muster_bus::message::{FailureKind, Order, Outcome, ReportBody, ReportReply, TaskReply};
+use muster_coordinator::control::{Caller, Control, PlaybookSource};
+use muster_engine::run::{
+    Command, Resolution,
+    event::RunOutcome,
+    state::{RunState, StepState},
+};
+use serde_json::json;
+
+use crate::harness::{House, chain, ns, operator, playbook, succeeded};
+
+fn outcome_of(run: &muster_engine::run::Run) -> RunOutcome {
+    match &run.state {
+        RunState::Ended { outcome, .. } => *outcome,
+        RunState::Running | RunState::Cancelling | RunState::RollingBack => panic!("not ended: {:?}", run.state),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_run_tells_its_agent_and_ends_when_that_has_stopped() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let run = house.start(&chain(2)).await;
+    let task = agent.next(TaskReply::Accepted).await;
+    let cancel = Command::Cancel { reason: "wrong cluster".into(), force: false };
+    let after = house.up.command_run(&ns(), &run.id, cancel, &operator()).await.unwrap();
+    assert_eq!(after.state, RunState::Cancelling);
+    let order = Order::Cancel { key: task.key.clone() };
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if agent.heard.lock().unwrap().last().unwrap().orders.contains(&order) {
+            break;
+        }
+    }
+    assert!(agent.heard.lock().unwrap().last().unwrap().orders.contains(&order), "within a beat");
+    let outcome = Outcome::Cancelled { may_have_changed: false };
+    agent.report(&task, ReportBody::Finished { outcome }).await;
+    assert_eq!(outcome_of(&*house.ended(&run.id).await), RunOutcome::Cancelled);
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(agent.heard.lock().unwrap().last().unwrap().orders, vec![], "an order ends with its attempt");
+}
+
+#[tokio::test(start_paused = true)]
+async fn explain_says_for_what_on_whom_since_when_and_what_is_next() {
+    let house = House::open().await;
+    // No agent.
+    let yaml = playbook(
+        &["id: s0, action: test.work, onFailure: pause"],
+        "      gate: {successCondition: [\"steps.s0.output.latency_ms < 50\"]}\n",
+    );
+    let run = house.start(&yaml).await;
+    let waits = house.up.explain_run(&ns(), &run.id).await.unwrap();
+    assert_eq!(waits[0].subject, "step s0");
+    assert!(waits[0].waits_for.contains("no agent of role infra has registered"), "{waits:?}");
+    assert!(waits[0].next_at.is_some());
+    // Running.
+    let mut agent = house.agent("infra-1").await;
+    let task = agent.next(TaskReply::Accepted).await;
+    let waits = house.up.explain_run(&ns(), &run.id).await.unwrap();
+    assert!(waits[0].on_whom.contains("agent infra-1"), "{waits:?}");
+    // A question.
+    let failed = Outcome::Failed { error: FailureKind::Permanent, message: "no room".into(), output: None };
+    agent.report(&task, ReportBody::Finished { outcome: failed }).await;
+    let waits = house.up.explain_run(&ns(), &run.id).await.unwrap();
+    assert!(waits[0].waits_for.contains("no room"), "{waits:?}");
+    assert_eq!(waits[0].on_whom, "devops");
+    let announced = waits[0].next_at.unwrap();
+    house.until(&run.id, "reminded", |r| matches!(&r.steps[0].state, StepState::Asking { remind_at, .. } if *remind_at > announced)).await;
+    // A gate that can't be judged.
+    let resolve = Command::ResolveStep {
+        step: "s0".into(),
+        resolution: Resolution::Succeeded,
+        reason: "done by hand".into(),
+        output: Some(std::sync::Arc::new(json!({"note": "no latency here"}))),
+    };
+    house.up.command_run(&ns(), &run.id, resolve, &operator()).await.unwrap();
+    let waits = house.up.explain_run(&ns(), &run.id).await.unwrap();
+    assert_eq!(waits[0].subject, "gate of phase only", "{waits:?}");
+    let cancel = Command::Cancel { reason: "enough".into(), force: false };
+    house.up.command_run(&ns(), &run.id, cancel, &operator()).await.unwrap();
+    assert!(house.ended(&run.id).await.has_ended());
+    assert_eq!(house.up.explain_run(&ns(), &run.id).await.unwrap().len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_request_twice_is_one_request_even_after_a_crash() {
+    let mut house = House::open().await;
+    let caller = Caller { request_id: Some("6a9f4c1e-0000-4000-8000-000000000001".into()), ..operator() };
+    let source = PlaybookSource::Inline(chain(1));
+    let start = async |house: &House, note: &str| {
+        house.up.start_run(&ns(), &source, json!({}), note, None, false, &caller).await
+    };
+    let first = start(&house, "once").await.unwrap();
+    assert_eq!(start(&house, "once").await.unwrap().id, first.id);
+    house.crash_and_reopen().await;
+    assert_eq!(start(&house, "once").await.unwrap().id, first.id);
+    assert_eq!(start(&house, "other").await.unwrap_err().code, "REQUEST_ID_REUSED");
+    assert_eq!(house.up.list_runs(&ns(), &Default::default(), 10, "").await.unwrap().items.len(), 1);
+    let again = Caller { request_id: Some("6a9f4c1e-0000-4000-8000-000000000002".into()), ..operator() };
+    let cancel = || Command::Cancel { reason: "enough".into(), force: false };
+    let cancelled = house.up.command_run(&ns(), &first.id, cancel(), &again).await.unwrap();
+    let repeated = house.up.command_run(&ns(), &first.id, cancel(), &again).await.unwrap();
+    assert_eq!((cancelled.seq, outcome_of(&repeated)), (repeated.seq, RunOutcome::Cancelled));
+    let another = house.up.command_run(&ns(), &first.id, cancel(), &operator()).await.unwrap_err();
+    assert_eq!(another.code, "RUN_ENDED");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_playbook_is_kept_in_revisions_and_planned_from_the_newest() {
+    let mut house = House::open().await;
+    let first = house.up.submit_playbook(&ns(), &chain(1), false, &operator()).await.unwrap();
+    let same = house.up.submit_playbook(&ns(), &chain(1), false, &operator()).await.unwrap();
+    assert_eq!((&first.revision, first.submitted_at), (&same.revision, same.submitted_at));
+    let second = house.up.submit_playbook(&ns(), &chain(2), false, &operator()).await.unwrap();
+    assert_ne!(first.revision, second.revision);
+    house.crash_and_reopen().await;
+    let stored = |revision| PlaybookSource::Stored { name: "chain".into(), revision };
+    let newest = house.up.plan(&ns(), &stored(None), json!({})).await.unwrap();
+    assert_eq!(newest.plan.steps.len(), 2);
+    let older = house.up.plan(&ns(), &stored(Some(first.revision.clone())), json!({})).await.unwrap();
+    assert_eq!(older.plan.steps.len(), 1);
+    let wrong = house.up.start_run(&ns(), &stored(None), json!({}), "", Some(&older.digest), false, &operator()).await;
+    assert_eq!(wrong.unwrap_err().code, "PLAN_CHANGED");
+    let bad = house.up.submit_playbook(&ns(), "kind: Nothing", false, &operator()).await.unwrap_err();
+    assert!(!bad.findings.is_empty());
+    assert_eq!(house.up.list_playbooks(&ns(), 10, "").await.unwrap().items.len(), 1);
+    assert_eq!(house.up.playbook(&ns(), "other", None).await.unwrap_err().code, "PLAYBOOK_NOT_FOUND");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_run_gives_its_place_away_and_takes_one_again() {
+    let house = House::open().await;
+    let run = house.start(&chain(1)).await;
+    let pause = Command::Pause { reason: "wait".into() };
+    house.up.command_run(&ns(), &run.id, pause, &operator()).await.unwrap();
+    let mut agent = house.agent("infra-1").await;
+    assert!(agent.gets_nothing_for(Duration::from_secs(30)).await);
+    let resume = Command::Resume { reason: "go".into() };
+    house.up.command_run(&ns(), &run.id, resume, &operator()).await.unwrap();
+    let task = agent.next(TaskReply::Accepted).await;
+    let answer = agent.report(&task, succeeded(json!({}))).await;
+    assert_eq!(answer, ReportReply::Recorded { orders: vec![] });
+    assert_eq!(outcome_of(&*house.ended(&run.id).await), RunOutcome::Succeeded);
+}
