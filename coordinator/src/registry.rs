@@ -135,7 +135,8 @@ impl Registry {
         let state = self.lock();
         let profile = Profile::of(register);
         let twin = state.agents.iter().find(|(key, agent)| {
-            agent.record.profile.instance == profile.instance && (key.0 != *namespace || key.1.as_str() != register.agent)
+            agent.record.profile.instance == profile.instance
+                && (key.0 != *namespace || key.1.as_str() != register.agent)
         });
         if let Some(((_, name), _)) = twin {
             let why = format!("instance {} is one of agent {name}: make a new id at each start", profile.instance);

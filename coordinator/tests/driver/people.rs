@@ -69,7 +69,13 @@ async fn explain_says_for_what_on_whom_since_when_and_what_is_next() {
     assert!(waits[0].waits_for.contains("no room"), "{waits:?}");
     assert_eq!(waits[0].on_whom, "devops");
     let announced = waits[0].next_at.unwrap();
-    house.until(&run.id, "reminded", |r| matches!(&r.steps[0].state, StepState::Asking { remind_at, .. } if *remind_at > announced)).await;
+    house
+        .until(
+            &run.id,
+            "reminded",
+            |r| matches!(&r.steps[0].state, StepState::Asking { remind_at, .. } if *remind_at > announced),
+        )
+        .await;
     // A gate that can't be judged.
     let resolve = Command::ResolveStep {
         step: "s0".into(),

@@ -95,7 +95,8 @@ async fn a_late_report_finds_a_run_that_has_left_memory() {
     assert_eq!(agent.report(&task, succeeded(json!({"n": 0}))).await, recorded);
     assert_eq!(agent.report(&task, failed("no")).await, ReportReply::Conflict);
     assert!(house.run(&first.id).await.has_ended());
-    let listed = house.up.list_runs(&ns(), &muster_coordinator::control::RunFilter::default(), 1_000, "").await.unwrap();
+    let listed =
+        house.up.list_runs(&ns(), &muster_coordinator::control::RunFilter::default(), 1_000, "").await.unwrap();
     assert_eq!(listed.items.len(), 301);
 }
 
