@@ -28,7 +28,10 @@ struct Line {
     event: Event,
 }
 
-const SCENARIOS: [(&str, fn() -> World); 5] = [
+/// How a history is made.
+type Scenario = (&'static str, fn() -> World);
+
+const SCENARIOS: [Scenario; 5] = [
     ("rollout-with-verify-and-gate", rollout),
     ("retries-then-walk-back", retries_then_walk_back),
     ("lost-then-probed", lost_then_probed),

@@ -28,7 +28,7 @@ pub enum Event {
         phase: PhaseId,
     },
     /// A step moved for a reason that is not an attempt's end: it became ready, was skipped, timed out in the queue,
-    /// could not be rendered, was cancelled, or is to be undone.
+    /// could not be rendered, or is to be undone.
     StepMoved {
         /// Which.
         step: StepId,

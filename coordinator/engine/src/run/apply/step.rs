@@ -95,15 +95,25 @@ impl Run {
         let i = self.known(id)?;
         let walking_back = self.rollback.as_ref().is_some_and(|r| r.remaining.contains(&i));
         let fits = match &self.steps[i].state {
-            StepState::Pending => !undoes(next) && !matches!(next, StepNext::Succeeded),
-            StepState::Queued { purpose: Purpose::Undo, .. } => undoes(next),
-            StepState::Queued { .. } => !undoes(next),
+            StepState::Pending => match next {
+                StepNext::Queued { purpose, .. } => *purpose == Purpose::Run,
+                StepNext::Asking { .. } | StepNext::Failed { .. } | StepNext::Skipped { .. } => !undoes(next),
+                StepNext::Succeeded | StepNext::Cancelled | StepNext::Undone => false,
+            },
+            StepState::Queued { purpose, .. } => match next {
+                StepNext::Asking { .. } | StepNext::Failed { .. } => undoes(next) == (*purpose == Purpose::Undo),
+                StepNext::Queued { .. }
+                | StepNext::Succeeded
+                | StepNext::Skipped { .. }
+                | StepNext::Cancelled
+                | StepNext::Undone => false,
+            },
             StepState::Active | StepState::Asking { .. } => false,
             StepState::Succeeded
             | StepState::Failed { .. }
             | StepState::Skipped { .. }
             | StepState::Cancelled
-            | StepState::Undone => walking_back && undoes(next),
+            | StepState::Undone => walking_back && undoes(next) && *next != StepNext::Undone,
         };
         refuse(!fits, "the step can't move there from where it is")?;
         self.enter(i, at, next.into(), touched);
@@ -119,16 +129,30 @@ impl Run {
         touched: &mut Touched,
     ) -> Result<(), String> {
         let i = self.known(id)?;
-        let fits = match &self.steps[i].state {
-            StepState::Queued { .. } | StepState::Active | StepState::Asking { .. } => true,
-            StepState::Failed { .. } => self.state == RunState::Running,
+        let step = &self.steps[i];
+        let undoing = match &step.state {
+            StepState::Queued { purpose, .. } => *purpose == Purpose::Undo,
+            StepState::Asking { kind, .. } => *kind == QuestionKind::UndoFailed,
+            StepState::Active => step.live_attempt().is_some_and(|(_, a)| a.purpose == Purpose::Undo),
+            StepState::Failed { .. } => {
+                refuse(self.state != RunState::Running, "the run is over but for its walk back")?;
+                refuse(!matches!(next, StepNext::Queued { .. }), "a failed step can only be tried again")?;
+                false
+            }
             StepState::Pending
             | StepState::Succeeded
             | StepState::Skipped { .. }
             | StepState::Cancelled
-            | StepState::Undone => false,
+            | StepState::Undone => return Err("nothing is asked of the step".into()),
         };
-        refuse(!fits, "nothing is asked of the step")?;
+        let fits = match next {
+            StepNext::Queued { .. } | StepNext::Undone => undoes(next) == undoing,
+            StepNext::Succeeded => !undoing || step.done,
+            StepNext::Failed { .. } => true,
+            StepNext::Skipped { .. } => !undoing,
+            StepNext::Asking { .. } | StepNext::Cancelled => false,
+        };
+        refuse(!fits, "that is no answer to what is asked")?;
         let order = self.done_count;
         let step = Arc::make_mut(&mut self.steps[i]);
         if let Some(live) = step.attempts.last_mut().filter(|a| a.end.is_none()) {
@@ -222,9 +246,9 @@ impl Run {
         let (i, n) = self.live(id, attempt)?;
         let undo = self.steps[i].attempts[n].purpose == Purpose::Undo;
         let fits = match next {
-            StepNext::Asking { .. } => true,
-            StepNext::Queued { .. } | StepNext::Undone => undoes(next) == undo,
-            StepNext::Succeeded | StepNext::Failed { .. } | StepNext::Skipped { .. } | StepNext::Cancelled => !undo,
+            StepNext::Queued { .. } | StepNext::Asking { .. } | StepNext::Undone => undoes(next) == undo,
+            StepNext::Succeeded | StepNext::Failed { .. } | StepNext::Cancelled => !undo,
+            StepNext::Skipped { .. } => false,
         };
         refuse(!fits, "the step can't go there after an attempt of this purpose")?;
         let order = self.done_count;
