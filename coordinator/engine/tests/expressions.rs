@@ -10,6 +10,7 @@ use muster_engine::{
         render::{RenderError, render},
     },
 };
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 struct World {
@@ -221,3 +222,70 @@ fn templates_that_cannot_be_rendered() {
     let with = json!(vec!["{{ inputs.text }}"; 3]);
     assert_eq!(render(&with, &large.scope()), Err(RenderError::TooLarge { path: "with[2]".to_owned() }));
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_text_makes_an_expression_panic(text in "\\PC{0,60}") {
+        let world = World::new();
+        let _ = eval_bool(&text, &world.scope());
+        let _ = render(&json!(format!("{{{{ {text} }}}} {text}")), &world.scope());
+    }
+
+    #[test]
+    fn no_words_make_an_expression_panic(
+        words in proptest::collection::vec(proptest::sample::select(&WORDS[..]), 0..20),
+    ) {
+        let world = World::new();
+        let _ = eval_value(&words.concat(), &world.scope());
+    }
+}
+
+/// What expressions are made of.
+const WORDS: [&str; 44] = [
+    "inputs",
+    "steps",
+    "output",
+    ".",
+    "domain",
+    "numbers",
+    "hosts",
+    "(",
+    ")",
+    "[",
+    "]",
+    "{",
+    "}",
+    "?",
+    ":",
+    ",",
+    "1",
+    "0",
+    "'s'",
+    " + ",
+    " - ",
+    " * ",
+    " / ",
+    " % ",
+    "!",
+    " && ",
+    " || ",
+    " == ",
+    " < ",
+    " in ",
+    ".all(x, ",
+    ".map(x, ",
+    "has(",
+    "size(",
+    "x",
+    "9223372036854775807",
+    "1.5",
+    "-",
+    "null",
+    "true",
+    "b'\\xff'",
+    "18446744073709551615u",
+    "string(",
+    "int(",
+];

@@ -74,10 +74,10 @@ fn catalogue() -> Catalogue {
     ])
 }
 
-/// Reads on a thread with the smallest stack that the reader promises to fit.
+/// Reads on a thread with three quarters of the stack that the reader promises to fit.
 fn read_on_a_small_stack(document: Vec<u8>) -> Reading {
     std::thread::Builder::new()
-        .stack_size(2 * 1024 * 1024)
+        .stack_size(1536 * 1024)
         .spawn(move || read(&document, &catalogue()))
         .expect("a thread starts")
         .join()
@@ -175,6 +175,39 @@ fn huge_and_deep_documents_are_refused() {
         let codes: Vec<&str> = reading.findings.iter().map(|finding| finding.code).collect();
         assert!(codes.contains(&code), "{what}: {}", lines(&reading.findings));
         assert!(reading.playbook.is_none() && codes.len() <= MAX_FINDINGS, "{what}");
+    }
+}
+
+#[test]
+fn a_document_at_the_limits_fits_the_stack() {
+    let nested = format!("{}\"{{{{ {}true{} }}}}\"{}", "[".repeat(16), "!(".repeat(11), ")".repeat(11), "]".repeat(16));
+    let sum = "1 + ".repeat(22) + "1 == 23";
+    let schema = format!("{}{{type: string}}{}", "{type: object, properties: {a: ".repeat(10), "}}".repeat(10));
+    let document = format!(
+        "apiVersion: muster.dev/v1\nkind: Playbook\nmetadata: {{name: deep, owner: devops}}\nspec:\n  \
+         inputs: {schema}\n  phases:\n    - id: a\n      steps:\n        - id: a\n          agent: {{role: infra}}\n          \
+         action: http.check\n          with: {{url: 'https://shop.example/', headers: {{x: {nested}}}}}\n          when: {sum}\n"
+    );
+    let reading = read_on_a_small_stack(document.into_bytes());
+    assert_eq!(lines(&reading.findings), "");
+}
+
+#[test]
+fn a_schema_of_an_agent_can_do_no_harm() {
+    let document = std::fs::read(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../playbooks/hello.yaml")).unwrap();
+    for schema in [
+        json!({"$ref": "#"}),
+        json!({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}),
+        json!({"allOf": [{"$ref": "#"}]}),
+        json!({"properties": {"args": {"$ref": "https://shop.example/schema.json"}}}),
+        json!({"properties": {"command": {"pattern": "(a+)+$", "type": 5}}}),
+        json!({"properties": {"command": {"pattern": "(?=a)"}}}),
+        json!("no schema"),
+    ] {
+        let mut catalogue = catalogue();
+        let entry = catalogue.get_mut("command.run").unwrap();
+        (entry.params_schema, entry.output_schema) = (Some(schema), None);
+        assert_eq!(lines(&read(&document, &catalogue).findings), "");
     }
 }
 
