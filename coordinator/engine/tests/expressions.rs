@@ -67,6 +67,8 @@ fn conditions_that_hold() {
         "inputs.nothing == null",
         "inputs.namespace == 'blue'",
         "run.id == 'run-1'",
+        "' Linux\\n'.trim() == 'Linux' && 'aB'.upperAscii() == 'AB' && 'aB'.lowerAscii() == 'ab'",
+        "inputs.hosts.map(h, h + '.example').join(', ') == 'a.example, b.example' && [].join('x') == ''",
         "inputs['domain'] == 'shop.example'",
         "inputs.environment == 'prod' ? false : true",
         "inputs.debug || inputs.missing > 1",
@@ -93,11 +95,15 @@ fn conditions_that_cannot_be_judged() {
         ("output.days_left / 0 == 1", "Division by zero of Int(45)"),
         ("9223372036854775807 + 1 > 0", "Overflow"),
         ("inputs.hosts.all(h, inputs.hosts.exists(g, g == h))", "can't stand inside one another"),
+        ("inputs.numbers.join(',') == ''", "it joins strings alone"),
         ("inputs.numbers.all(n, n in inputs.numbers)", "the expression looks at too many values"),
     ] {
         let error = eval_bool(expression, &world.scope()).unwrap_err().to_string();
         assert!(error.contains(expected), "{expression}: {error}");
     }
+    let long = World { inputs: json!({"long": "x".repeat(100_000)}), ..World::new() };
+    let error = eval_bool("[1, 2, 3, 4].map(n, 'a').join(inputs.long) == ''", &long.scope()).unwrap_err().to_string();
+    assert!(error.contains("the result is too long"), "{error}");
     let scope = Scope { output: None, ..world.scope() };
     assert!(eval_bool("output.chain_valid", &scope).is_err(), "there is no output outside of verify");
 }
@@ -229,7 +235,7 @@ proptest! {
     #[test]
     fn no_text_makes_an_expression_panic(text in "\\PC{0,60}") {
         let world = World::new();
-        let _ = eval_bool(&text, &world.scope());
+        prop_assert!(!broke_off(eval_bool(&text, &world.scope())));
         let _ = render(&json!(format!("{{{{ {text} }}}} {text}")), &world.scope());
     }
 
@@ -238,8 +244,13 @@ proptest! {
         words in proptest::collection::vec(proptest::sample::select(&WORDS[..]), 0..20),
     ) {
         let world = World::new();
-        let _ = eval_value(&words.concat(), &world.scope());
+        prop_assert!(!broke_off(eval_value(&words.concat(), &world.scope())));
     }
+}
+
+/// Whether the library panicked and was caught.
+fn broke_off<T>(result: Result<T, ExprError>) -> bool {
+    result.is_err_and(|error| error.to_string().contains("broke off"))
 }
 
 /// What expressions are made of.

@@ -26,6 +26,7 @@ use serde_json::Value;
 use super::scope::{Found, Scope};
 
 mod check;
+mod functions;
 
 pub(crate) use check::{Problem, Reference, Type, check};
 
@@ -43,7 +44,11 @@ const MAX_BRACKETS: usize = 32;
 /// How much one evaluation may look at: one for each value, and one for each 16 bytes of text.
 const MAX_WORK: usize = 200_000;
 
-static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib()));
+static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| {
+    let mut env = Env::stdlib();
+    functions::add(&mut env).expect("no standard function has one of these names");
+    Arc::new(env)
+});
 
 /// Why an expression has no value. The text around it says where.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -255,6 +255,10 @@ impl Checker<'_> {
             ("contains" | "startsWith" | "endsWith" | "matches", true, [of, arg]) | ("matches", false, [of, arg]) => {
                 (of.compares_with(Type::Text) && arg.compares_with(Type::Text), Type::Bool)
             }
+            ("trim" | "lowerAscii" | "upperAscii", true, [of]) => (of.compares_with(Type::Text), Type::Text),
+            ("join", true, [of, separator]) => {
+                (of.compares_with(Type::List) && separator.compares_with(Type::Text), Type::Text)
+            }
             ("string", false, [of]) => (!matches!(of, Type::List | Type::Map | Type::Null), Type::Text),
             ("int", false, [of]) => (convertible(*of), Type::Int),
             ("uint", false, [of]) => (convertible(*of), Type::Uint),
@@ -307,13 +311,17 @@ impl Checker<'_> {
             "filter",
             "has",
             "int",
+            "join",
+            "lowerAscii",
             "map",
             "matches",
             "size",
             "startsWith",
             "string",
+            "trim",
             "type",
             "uint",
+            "upperAscii",
         ];
         let (message, hint) = if FUNCTIONS.contains(&name) {
             (format!("{name} does not take these arguments"), "write size(x), x.contains(y), int(x)".to_owned())
