@@ -13,7 +13,7 @@ pub(crate) use playbook::{InputArgs, LintArgs, PlanArgs, PlaybookCommand, Playbo
 pub(crate) use run::{
     Answer, EventsArgs, ReasonArgs, ResolveArgs, RunCommand, RunListArgs, StartArgs, StepCommand, UntilArgs,
 };
-pub(crate) use server::{AgentCommand, AgentRunArgs, LogFormat, Role, ServeArgs};
+pub(crate) use server::{AgentCommand, AgentRunArgs, DevArgs, LogFormat, Role, ServeArgs};
 
 /// Muster drives infrastructure remediation and deployment: playbooks in, milestones out.
 #[derive(Debug, Parser)]
@@ -85,6 +85,10 @@ pub(crate) enum Format {
 /// What is done.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Run everything in one process, in memory: for a first look and for writing playbooks.
+    Dev(DevArgs),
+    /// Run a coordinator: durable journal, NATS, gRPC.
+    Serve(ServeArgs),
     /// Agents: run one, list them, drain one.
     #[command(subcommand)]
     Agent(AgentCommand),

@@ -1,6 +1,10 @@
 //! How a coordinator is reached: a channel, TLS where the address says https, and the bearer token on every request.
 
-use std::{net::IpAddr, path::Path, time::Duration};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use muster_proto::v1::{
     agent_service_client::AgentServiceClient, milestone_service_client::MilestoneServiceClient,
@@ -148,7 +152,9 @@ fn find_token(settings: &Settings) -> Result<Option<SecretString>> {
     if !settings.token_file.as_os_str().is_empty() {
         return read(&settings.token_file).map(Some).map(|t| t.map(|t| SecretString::from(t.trim())));
     }
-    let beside = settings.serve.data_dir().join("admin.token");
+    // As `serve` finds it, which commands that only ask do not: its folder is no option of theirs.
+    let data_dir = std::env::var_os("MUSTER_DATA_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let beside = data_dir.unwrap_or_else(|| settings.serve.data_dir()).join("admin.token");
     if !is_local(&settings.server) || !beside.is_file() {
         return Ok(None);
     }

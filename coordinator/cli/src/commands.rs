@@ -19,10 +19,12 @@ use crate::{
 
 mod agent;
 mod agent_run;
+mod dev;
 mod follow;
 mod milestone;
 mod playbook;
 mod run;
+mod serve;
 mod step;
 mod token;
 
@@ -62,7 +64,9 @@ fn settings(cli: &Cli) -> Result<Settings> {
     let typed = Typed::global(&cli.global);
     let typed = match &cli.command {
         Command::Agent(AgentCommand::Run(args)) => typed.agent(args)?,
-        Command::Agent(_)
+        Command::Serve(args) => typed.serve(args),
+        Command::Dev(_)
+        | Command::Agent(_)
         | Command::Playbook(_)
         | Command::Run(_)
         | Command::Step(_)
@@ -79,6 +83,8 @@ fn run(app: App, command: Command) -> Result<Exit> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     runtime.block_on(Box::pin(async move {
         match command {
+            Command::Dev(args) => Box::pin(dev::run(&app, args)).await,
+            Command::Serve(args) => Box::pin(serve::run(&app, args.accept_loss)).await,
             Command::Agent(command) => agent::run(&app, command).await,
             Command::Playbook(command) => playbook::run(&app, command).await,
             Command::Run(command) => run::run(&app, command).await,

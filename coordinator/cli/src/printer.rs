@@ -16,7 +16,7 @@ use crate::{
 mod json;
 mod view;
 
-pub(crate) use json::{Described, to_message};
+pub(crate) use json::{Described, compact, to_message};
 pub(crate) use view::{Block, Table, View, span, time};
 
 /// Prints, in the format that was asked for.

@@ -24,7 +24,13 @@ pub(crate) struct DevArgs {
     #[command(flatten)]
     pub(crate) until: super::UntilArgs,
     /// Which lines are logged on stderr.
-    #[arg(long, env = "MUSTER_LOG", default_value = "warn", value_name = "FILTER", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "MUSTER_LOG",
+        default_value = "warn,muster_coordinator::api=error",
+        value_name = "FILTER",
+        hide_env_values = true
+    )]
     pub(crate) log: String,
 }
 

@@ -31,6 +31,12 @@ impl<M: Message + Name> Described for M {
     }
 }
 
+/// A well-known type as plain JSON, on one line.
+pub(crate) fn compact<M: ReflectMessage>(message: &M) -> String {
+    // What came over the wire has no text or number that JSON lacks, but for NaN: that is shown as nothing.
+    serde_json::to_string(&message.transcode_to_dynamic()).unwrap_or_default()
+}
+
 /// Plain JSON as a well-known type.
 pub(crate) fn to_message<M: ReflectMessage + Default>(value: Value) -> Result<M> {
     let unusable = |why: String| CliError::usage("JSON_INVALID", why);

@@ -3,7 +3,7 @@
 use muster_proto::v1;
 
 use crate::{
-    printer::{Block, Table, View, time},
+    printer::{Block, Table, View, compact, time},
     words,
 };
 
@@ -14,7 +14,29 @@ pub(crate) fn run(run: &v1::Run) -> View {
     if !gates.is_empty() {
         blocks.push(Block::Table(Table::new(&["GATE", "HOLDS", "CRITERION"], "").rows(gates)));
     }
+    let outputs = outputs(run);
+    if !outputs.is_empty() {
+        blocks.push(Block::Table(Table::new(&["OUTPUT", "VALUE"], "").rows(outputs)));
+    }
     View::new(blocks)
+}
+
+/// What the run gives, at its end.
+fn outputs(run: &v1::Run) -> Vec<Vec<String>> {
+    let Some(prost_types::value::Kind::StructValue(outputs)) = run.outputs.as_ref().and_then(|o| o.kind.as_ref())
+    else {
+        return Vec::new();
+    };
+    outputs.fields.iter().map(|(name, value)| vec![name.clone(), plain(value)]).collect()
+}
+
+/// A text as it is, on one line; everything else as JSON.
+fn plain(value: &prost_types::Value) -> String {
+    match &value.kind {
+        Some(prost_types::value::Kind::StringValue(text)) => text.trim_end().replace('\n', " "),
+        Some(_) => compact(value),
+        None => String::new(),
+    }
 }
 
 fn fields(run: &v1::Run) -> Vec<(&'static str, String)> {

@@ -1,0 +1,231 @@
+//! `muster serve`: a coordinator as a process of its own.
+
+use std::{
+    net::SocketAddr,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use muster_bus::{Bus, BusError, NatsBus, message::Beat, subject::Subjects};
+use muster_coordinator::{
+    api::{self, Listening, ServerConfig, TlsFiles, token::Tokens},
+    driver::{Config, Coordinator},
+    journal::{
+        Journal,
+        log::{Health, LogJournal, LogOptions, OpenError},
+    },
+    metrics,
+    store::{Opening, Store},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::App;
+use crate::{
+    bus::nats_options,
+    catalogue,
+    config::ServeSettings,
+    error::{CliError, Exit, Result, chain},
+    signal, telemetry,
+};
+
+/// How long the last look for another coordinator may take.
+const PROBE_WITHIN: Duration = Duration::from_secs(1);
+/// A coordinator that was just killed may still have its subscriptions for a moment.
+const PROBES: u32 = 5;
+
+pub(super) async fn run(app: &App, accept_loss: bool) -> Result<Exit> {
+    let settings = &app.settings.serve;
+    telemetry::init(settings.log_format, &settings.log)?;
+    let shutdown = CancellationToken::new();
+    signal::cancels(&shutdown)?;
+    let metrics = metrics::install().map_err(|e| CliError::failed("METRICS_FAILED", chain(&e)))?;
+    let listening = api::listen(server_config(settings)?).await.map_err(|e| cannot_serve(&e))?;
+    let data_dir = settings.data_dir();
+    let journal = open_journal(&data_dir, accept_loss).await?;
+    let bus = connect(settings).await?;
+    alone(&bus).await?;
+    let serving = Serving { data_dir, journal, bus: Arc::new(bus), listening, metrics, shutdown };
+    Box::pin(serving.run()).await
+}
+
+struct Serving {
+    data_dir: PathBuf,
+    journal: Arc<LogJournal>,
+    bus: Arc<dyn Bus>,
+    listening: Listening,
+    metrics: PrometheusHandle,
+    shutdown: CancellationToken,
+}
+
+impl Serving {
+    async fn run(self) -> Result<Exit> {
+        let store = open_store(&self.data_dir, &self.journal).await?;
+        let journal: Arc<dyn Journal> = Arc::clone(&self.journal) as _;
+        let tokens = load_tokens(&self.data_dir, Arc::clone(&journal)).await?;
+        let mut config = Config::new(journal, Arc::clone(&store), self.bus, self.journal.cluster());
+        config.shipped = catalogue::shipped()?;
+        let coordinator =
+            Coordinator::open(config).await.map_err(|e| CliError::failed("COORDINATOR_FAILED", chain(&e)))?;
+        info!(
+            address = %self.listening.address(),
+            data_dir = %self.data_dir.display(),
+            cluster = self.journal.cluster(),
+            "serving"
+        );
+        let ended = tokio::spawn(watch_health(Arc::clone(&self.journal), self.shutdown.clone()));
+        let served = self
+            .listening
+            .serve(Arc::new(coordinator.clone()), tokens, Some(self.metrics), self.shutdown.clone())
+            .await;
+        self.shutdown.cancel();
+        coordinator.shutdown().await;
+        drop(coordinator);
+        close(store).await;
+        served.map_err(|e| cannot_serve(&e))?;
+        match ended.await {
+            Ok(Some(why)) => Err(CliError::failed("JOURNAL_FAILED", why)),
+            Ok(None) => Ok(Exit::Succeeded),
+            Err(e) => Err(CliError::failed("JOURNAL_FAILED", e.to_string())),
+        }
+    }
+}
+
+fn server_config(settings: &ServeSettings) -> Result<ServerConfig> {
+    let mut config = ServerConfig::new(address("listen", &settings.listen)?);
+    config.insecure = settings.insecure;
+    config.allow_clear_text = settings.clear_text;
+    if !settings.metrics_listen.is_empty() {
+        config.metrics_listen = Some(address("metrics_listen", &settings.metrics_listen)?);
+    }
+    let is_set = |path: &Path| !path.as_os_str().is_empty();
+    config.tls = match (is_set(&settings.tls_cert), is_set(&settings.tls_key)) {
+        (true, true) => Some(TlsFiles { cert: settings.tls_cert.clone(), key: settings.tls_key.clone() }),
+        (false, false) => None,
+        (true, false) | (false, true) => {
+            return Err(CliError::usage("TLS_INCOMPLETE", "TLS needs a certificate and its key")
+                .hint("give both --tls-cert and --tls-key"));
+        }
+    };
+    Ok(config)
+}
+
+fn address(what: &str, text: &str) -> Result<SocketAddr> {
+    text.parse().map_err(|_| {
+        CliError::usage("ADDRESS_INVALID", format!("{what}: {text:?} is no address")).hint("such as 127.0.0.1:7400")
+    })
+}
+
+fn cannot_serve(error: &api::ServeError) -> CliError {
+    CliError::failed("API_FAILED", chain(error))
+}
+
+/// Lock the data directory, and read the whole log.
+async fn open_journal(data_dir: &Path, accept_loss: bool) -> Result<Arc<LogJournal>> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir);
+    made.map_err(|e| CliError::file(data_dir, "make", &e))?;
+    let path = data_dir.to_owned();
+    let options = LogOptions { accept_loss, ..LogOptions::default() };
+    let (journal, opening) = blocking(move || LogJournal::open(&path, options)).await?.map_err(|e| {
+        let (reason, hint) = match &e {
+            OpenError::InUse { .. } => ("DATA_DIR_IN_USE", "stop the other process, or give another --data-dir"),
+            OpenError::Loss { .. } => ("JOURNAL_DAMAGED", "see what is lost: muster journal verify"),
+            OpenError::Version { .. } => ("JOURNAL_NEWER", "start the newer version"),
+            OpenError::Io { .. } => ("JOURNAL_UNREADABLE", "look at the folder's owner, mode and disk"),
+        };
+        CliError::failed(reason, chain(&e)).hint(hint)
+    })?;
+    for loss in &opening.losses {
+        error!(%loss, "records are lost");
+    }
+    if opening.cut_bytes > 0 {
+        warn!(bytes = opening.cut_bytes, "an append that nobody was answered for was cut off the log's end");
+    }
+    Ok(Arc::new(journal))
+}
+
+async fn open_store(data_dir: &Path, journal: &LogJournal) -> Result<Arc<Store>> {
+    let (path, cluster, head) = (data_dir.join("store"), journal.cluster().to_owned(), journal.head().position);
+    let (store, opening) = blocking(move || Store::open(&path, &cluster, head))
+        .await?
+        .map_err(|e| CliError::failed("STORE_FAILED", chain(&e)).hint("the store can be deleted: it is rebuilt"))?;
+    if let Opening::Rebuilt { why } = opening {
+        warn!(why, "the store is rebuilt from the journal");
+    }
+    Ok(Arc::new(store))
+}
+
+/// Sync the store; what can't be synced is rebuilt at the next start.
+async fn close(store: Arc<Store>) {
+    let Some(store) = Arc::into_inner(store) else {
+        warn!("the store is still in use; it is rebuilt if the machine goes down");
+        return;
+    };
+    if let Ok(Err(e)) = blocking(move || store.close()).await {
+        warn!(error = chain(&e), "the store could not be closed");
+    }
+}
+
+async fn load_tokens(data_dir: &Path, journal: Arc<dyn Journal>) -> Result<Arc<Tokens>> {
+    let failed = |e: &api::token::TokenError| CliError::failed("TOKENS_FAILED", chain(e));
+    let tokens = blocking(move || Tokens::load(&journal)).await?.map_err(|e| failed(&e))?;
+    if let Some(path) = api::bootstrap_token(&tokens, data_dir).await.map_err(|e| failed(&e))? {
+        info!(file = %path.display(), "a first admin token was written");
+    }
+    Ok(Arc::new(tokens))
+}
+
+async fn connect(settings: &ServeSettings) -> Result<NatsBus> {
+    let options = nats_options(&settings.nats, &settings.nats_nkey, None)?;
+    NatsBus::connect(options).await.map_err(|e| {
+        CliError::failed("BUS_UNREACHABLE", chain(&e)).hint("start nats-server, or name another one with --nats")
+    })
+}
+
+/// Refuse to start where another coordinator listens: two of them would both give work to the same agents.
+async fn alone(bus: &dyn Bus) -> Result<()> {
+    let subject = Subjects::new("muster").beat("coordinator");
+    let beat = Beat { cluster: String::new(), instance: "coordinator".to_owned(), holds: Vec::new(), draining: true };
+    let payload = serde_json::to_vec(&beat).map_err(|e| CliError::failed("BUS_FAILED", e.to_string()))?;
+    for _ in 0..PROBES {
+        match bus.request(&subject, payload.clone().into(), PROBE_WITHIN).await {
+            Err(BusError::NoResponders(_)) => return Ok(()),
+            Err(BusError::Timeout(_)) => {}
+            Ok(_) => tokio::time::sleep(PROBE_WITHIN).await,
+            Err(e @ (BusError::TooLarge { .. } | BusError::BadSubject(_) | BusError::Disconnected(_))) => {
+                return Err(CliError::failed("BUS_UNREACHABLE", chain(&e)));
+            }
+        }
+    }
+    Err(CliError::failed("COORDINATOR_EXISTS", "another coordinator answers on this bus")
+        .hint("stop it, or name another NATS with --nats"))
+}
+
+/// A log that can't go on ends the process: what it does not take must not happen.
+async fn watch_health(journal: Arc<LogJournal>, shutdown: CancellationToken) -> Option<String> {
+    let mut health = journal.health();
+    // Only its receiver is needed: the journal has to close when the last user of it is gone.
+    drop(journal);
+    loop {
+        let ended = health.wait_for(|h| matches!(h, Health::Ended { .. }));
+        tokio::select! {
+            health = ended => {
+                let why = match health.as_deref() {
+                    Ok(Health::Ended { why }) => why.clone(),
+                    Ok(_) | Err(_) => return None,
+                };
+                error!(why, "the journal can't go on");
+                shutdown.cancel();
+                return Some(why);
+            }
+            () = shutdown.cancelled() => return None,
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| CliError::failed("INTERNAL", e.to_string()))
+}
