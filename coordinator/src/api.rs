@@ -7,6 +7,7 @@ pub mod convert;
 mod door;
 pub mod error;
 mod filter;
+mod get_run;
 mod milestones;
 mod playbooks;
 mod runs;

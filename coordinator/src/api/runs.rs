@@ -34,6 +34,8 @@ use crate::{
 const MAX_WAIT: Duration = Duration::from_secs(600);
 /// Kept of the caller's deadline, so that the answer comes before it.
 const WAIT_MARGIN: Duration = Duration::from_millis(50);
+/// Before a wait looks at its run again, when the stream of it has ended too early.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// A page of events ends early when it has so many bytes.
 const EVENTS_BYTES: usize = 1024 * 1024;
 
@@ -69,21 +71,23 @@ impl Runs {
             }
             let mut watch = match self.control.watch_run(namespace, id, run.seq).await {
                 Ok(watch) => watch,
-                Err(error) if error.kind == ControlErrorKind::OutOfRange => continue,
+                Err(error) if falls_behind(&error) => {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                    continue;
+                }
                 Err(error) => return Err(from_control(error)),
             };
             while let Some(item) = watch.next().await {
                 match item {
                     Ok(event) => run = event.run,
-                    // Too slow for the stream: look at the run again.
-                    Err(ControlError { kind: ControlErrorKind::OutOfRange, .. }) => break,
+                    Err(error) if falls_behind(&error) => break,
                     Err(error) => return Err(from_control(error)),
                 }
                 if let Some(outcome) = outcome(&run, only_end) {
                     return Ok((outcome, run));
                 }
             }
-            tokio::task::yield_now().await;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 }
@@ -113,6 +117,7 @@ impl RunService for Runs {
         Ok(Response::new(run::run(&run)))
     }
 
+    // The server answers this method from encoded bytes instead: see `get_run`.
     async fn get_run(&self, request: Request<pb::GetRunRequest>) -> Result<Response<pb::Run>, Status> {
         let (namespace, id) = names::run("name", &request.get_ref().name)?;
         let run = self.control.run(&namespace, &id).await.map_err(from_control)?;
@@ -248,6 +253,11 @@ impl RunService for Runs {
         let reason = names::reason(request.reason)?;
         self.command(&caller, (namespace, id), Command::ResolveStep { step, resolution, reason, output }).await
     }
+}
+
+/// The stream can't go on from where it was: the run itself says where it is.
+fn falls_behind(error: &ControlError) -> bool {
+    matches!(error.kind, ControlErrorKind::OutOfRange | ControlErrorKind::ResourceExhausted)
 }
 
 /// Why a wait for this run is over, if it is.

@@ -22,6 +22,7 @@ use crate::{
         agents::Agents,
         auth::Authority,
         door::{Door, DoorBuilder, Gate, Limits},
+        get_run::GetRun,
         milestones::Milestones,
         playbooks::Playbooks,
         runs::Runs,
@@ -202,6 +203,7 @@ impl Listening {
     }
 }
 
+const GET_RUN: &str = "/muster.v1.RunService/GetRun";
 const HEALTH: &str = "grpc.health.v1.Health";
 const REFLECTION_V1: &str = "grpc.reflection.v1.ServerReflection";
 const REFLECTION_V1ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
@@ -225,6 +227,7 @@ fn services(
     limits: &Limits,
 ) -> Result<DoorBuilder, ServeError> {
     let bytes = limits.message_bytes;
+    let get_run = GetRun::new(Arc::clone(&control));
     let playbooks = PlaybookServiceServer::new(Playbooks::new(Arc::clone(&control))).max_decoding_message_size(bytes);
     let runs = RunServiceServer::new(Runs::new(Arc::clone(&control), gate.clone())).max_decoding_message_size(bytes);
     let agents = AgentServiceServer::new(Agents::new(Arc::clone(&control))).max_decoding_message_size(bytes);
@@ -236,6 +239,7 @@ fn services(
     Ok(DoorBuilder::new()
         .add(PlaybookServiceServer::<Playbooks>::NAME, playbooks)
         .add(RunServiceServer::<Runs>::NAME, runs)
+        .instead(GET_RUN, move |request| get_run.clone().answer(request, bytes))
         .add(AgentServiceServer::<Agents>::NAME, agents)
         .add(MilestoneServiceServer::<Milestones>::NAME, milestones)
         .add(TokenServiceServer::<TokensApi>::NAME, tokens)
