@@ -1,48 +1,79 @@
+use std::{collections::BTreeMap, fs, sync::Arc};
+
 use muster_agent::Action;
-use muster_infra::{
-    nginx::Site,
-    pgbouncer::Configure,
-    tls::{Certificate, Inspect},
+use muster_bus::message::Scope as Place;
+use muster_engine::{
+    ids::StepId,
+    plan::{ActionFacts, ActionScope, Catalogue, CatalogueEntry, Plan, resolve},
+    playbook::{Scope, expr::eval_bool, read, render::render, revision},
 };
 use muster_integration_tests::{
-    lab::{Inputs, Lab, Pooling},
+    lab::{Lab, Pooling},
     probe::probe,
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::{context, does, undoes};
 
-fn certificate(inputs: &Inputs) -> Value {
-    let dir = &inputs.tls_directory;
-    json!({
-        "domain": inputs.domain, "cert": dir.join("site.crt"), "key": dir.join("site.key"), "ca": dir.join("ca.crt"),
-        "ca_key": dir.join("ca.key"), "reload": {"pid_file": inputs.nginx_pid_file, "process": "nginx"},
-    })
+const PLAYBOOK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../playbooks/revenue-engine-rollout.yaml");
+
+fn actions() -> BTreeMap<String, Arc<dyn Action>> {
+    muster_infra::actions().into_iter().map(|action| (action.spec().name, action)).collect()
 }
 
-fn site(inputs: &Inputs) -> Value {
-    let dir = &inputs.tls_directory;
-    json!({
-        "site": inputs.nginx_site, "config": inputs.nginx_config, "pid_file": inputs.nginx_pid_file,
-        "binary": inputs.nginx_binary, "server_name": inputs.domain, "listen_http": inputs.http_address,
-        "listen_https": inputs.https_address, "cert": dir.join("site.crt"), "key": dir.join("site.key"),
-        "upstreams": [inputs.upstream],
-    })
+fn catalogue() -> Catalogue {
+    let entry = |action: &Arc<dyn Action>| {
+        let spec = action.spec();
+        let facts = ActionFacts {
+            idempotent: spec.idempotent,
+            undoable: spec.undoable,
+            checkable: spec.checkable,
+            concurrent_safe: spec.concurrent_safe,
+            read_only: spec.read_only,
+            scope: match spec.scope {
+                Place::Host => ActionScope::Host,
+                Place::Target => ActionScope::Target,
+            },
+        };
+        let (params_schema, output_schema) = (spec.params_schema, spec.output_schema);
+        CatalogueEntry { version: spec.version, facts, params_schema, output_schema }
+    };
+    actions().iter().map(|(name, action)| (name.as_str().into(), entry(action))).collect()
 }
 
-fn pool(inputs: &Inputs) -> Value {
-    let console = format!("postgres://{}@127.0.0.1:{}/pgbouncer", inputs.pgbouncer_admin, inputs.pgbouncer_port);
-    json!({
-        "config": inputs.pgbouncer_config, "admin": {"dsn": console, "password": {"file": inputs.password_file}},
-        "databases": {"revenue_engine": {"host": inputs.database_host, "port": inputs.database_port}},
-        "listen_addr": inputs.pgbouncer_host, "listen_port": inputs.pgbouncer_port, "auth_type": "plain",
-        "auth_file": inputs.pgbouncer_auth_file, "admin_users": [inputs.pgbouncer_admin],
-    })
+fn plan(inputs: Value) -> Plan {
+    let document = fs::read(PLAYBOOK).unwrap();
+    let reading = read(&document, &catalogue());
+    assert_eq!(reading.findings, Vec::new());
+    resolve(&reading.playbook.unwrap(), revision(&document), inputs, &catalogue()).unwrap()
 }
 
-/// The lab is broken as seen from outside, whole after the actions, and broken in the same way after their undo.
+/// What a run knows.
+struct Run {
+    plan: Plan,
+    outputs: BTreeMap<StepId, Arc<Value>>,
+}
+
+impl Run {
+    fn scope<'a>(&'a self, output: Option<&'a Value>) -> Scope<'a> {
+        Scope { inputs: &self.plan.inputs, steps: &self.outputs, output, run: "trial" }
+    }
+
+    fn rendered(&self, with: &Value) -> Value {
+        render(with, &self.scope(None)).unwrap().into_owned()
+    }
+
+    fn assert_all(&self, conditions: &[String], output: Option<&Value>) {
+        for condition in conditions {
+            assert!(eval_bool(condition, &self.scope(output)).unwrap(), "{condition}: {output:?} {:?}", self.outputs);
+        }
+    }
+}
+
+/// The playbook's steps, done one after another without a coordinator. The lab is broken as seen from outside, whole after
+/// them, and broken in the same way after their undo.
 #[tokio::test]
-async fn the_lab_is_mended_and_taken_back() {
+async fn the_rollout_mends_the_lab_and_takes_it_back() {
     let lab = Lab::start(Pooling::OneSession).unwrap();
     let inputs = lab.inputs().unwrap();
     let before = probe(&inputs).unwrap();
@@ -50,20 +81,35 @@ async fn the_lab_is_mended_and_taken_back() {
     assert_eq!(before.certificate.verdict, "10 (certificate has expired)");
     assert_eq!((before.redirect.status, before.pooling.served), (200, 1));
 
+    let actions = actions();
+    let mut run = Run { plan: plan(serde_json::to_value(&inputs).unwrap()), outputs: BTreeMap::new() };
     let mut done: Vec<(&dyn Action, Value, Value)> = Vec::new();
-    for (action, with) in
-        [(&Certificate as &dyn Action, certificate(&inputs)), (&Site, site(&inputs)), (&Configure, pool(&inputs))]
-    {
-        let (prepared, _) = does(action, &with).await;
-        done.push((action, with, prepared));
+    for step in run.plan.steps.clone() {
+        let (action, with) = (&*actions[step.action.name.as_str()], run.rendered(&step.with));
+        let output = if action.spec().undoable {
+            let (prepared, end) = does(action, &with).await;
+            done.push((action, with, prepared));
+            end.output
+        } else {
+            action.run(&context(), &with).await.unwrap().output
+        };
+        if let Some(verify) = &step.verify {
+            let with = run.rendered(&verify.with);
+            let seen = actions[verify.action.name.as_str()].run(&context(), &with).await.unwrap().output;
+            run.assert_all(&verify.expect, Some(&seen));
+        }
+        run.outputs.insert(step.id.clone(), Arc::new(output));
+    }
+    assert_eq!(done.len(), 3, "each step that changes something can be undone");
+    for phase in &run.plan.phases {
+        // Except for the two that measure time: this machine may be busy with other tests.
+        let conditions = phase.gate.iter().flat_map(|gate| &gate.success_condition);
+        let conditions: Vec<_> = conditions.filter(|c| !c.contains("_ms <")).cloned().collect();
+        assert!(!conditions.is_empty());
+        run.assert_all(&conditions, None);
     }
     let after = probe(&inputs).unwrap();
     assert!(after.certificate.ok && after.redirect.ok, "{after:?}");
-    let with = json!({
-        "address": inputs.https_address, "server_name": inputs.domain, "ca_file": inputs.tls_directory.join("ca.crt"),
-    });
-    let seen = Inspect.run(&context(), &with).await.unwrap().output;
-    assert_eq!((&seen["chain_valid"], &seen["protocol"]), (&json!(true), &json!("TLSv1.3")), "{seen}");
     assert_eq!(after.pooling.served, after.pooling.clients, "{after:?}");
 
     for (action, with, prepared) in done.iter().rev() {
