@@ -117,10 +117,8 @@ pub fn bad_field(reason: Reason, field: &str, message: impl Into<String>, hint: 
 
 /// What the coordinator refused.
 pub fn from_control(error: ControlError) -> Status {
-    let mut metadata = HashMap::new();
-    if !error.hint.is_empty() {
-        metadata.insert("hint".to_owned(), cut(error.hint.clone(), DESCRIPTION_LIMIT));
-    }
+    let hint = if error.hint.is_empty() { hint_of(error.kind).to_owned() } else { cut(error.hint, DESCRIPTION_LIMIT) };
+    let mut metadata = HashMap::from([("hint".to_owned(), hint)]);
     let violations = violations(&error.findings);
     if !error.findings.is_empty() {
         metadata.insert("findings".to_owned(), error.findings.len().to_string());
@@ -149,6 +147,20 @@ fn code_of(kind: ControlErrorKind) -> Code {
         ControlErrorKind::ResourceExhausted => Code::ResourceExhausted,
         ControlErrorKind::Unavailable => Code::Unavailable,
         ControlErrorKind::Internal => Code::Internal,
+    }
+}
+
+/// Where the coordinator has no better one.
+fn hint_of(kind: ControlErrorKind) -> &'static str {
+    match kind {
+        ControlErrorKind::Invalid => "send what the method's description says",
+        ControlErrorKind::NotFound => "list what there is",
+        ControlErrorKind::AlreadyExists => "choose another name or id",
+        ControlErrorKind::FailedPrecondition => "see what it waits for: muster run explain",
+        ControlErrorKind::OutOfRange => "start again from what is there",
+        ControlErrorKind::ResourceExhausted => "ask for less, or later",
+        ControlErrorKind::Unavailable => "try again in a moment",
+        ControlErrorKind::Internal => "look into the coordinator's log, and report it",
     }
 }
 

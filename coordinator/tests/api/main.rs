@@ -6,6 +6,8 @@
 #[cfg(test)]
 mod auth;
 #[cfg(test)]
+mod docs;
+#[cfg(test)]
 mod errors;
 #[cfg(test)]
 mod fake;
