@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, VecDeque};
 use common::{World, moves, phase, plan, step, verify};
 use muster_engine::{
     plan::{OnCancel, OnFailure, Plan, PlannedUndo},
-    run::{Command, Rejection},
+    run::{Command, Rejection, state::StepState},
 };
 
 /// A state to be looked at: how it is, and what may still go wrong.
@@ -112,12 +112,24 @@ fn successors(visit: &Visit, open: &mut VecDeque<Visit>, seen: &mut Seen) {
 fn key(visit: &Visit) -> String {
     use std::fmt::Write;
     let run = &visit.world.run;
-    let mut key = format!("{} {} {:?} {:?}", visit.disturbances, visit.cancels, run.state, run.pause.is_some());
+    let places = visit.world.places().len();
+    let budget = (visit.disturbances, visit.cancels);
+    let state = std::mem::discriminant(&run.state);
+    let mut key = format!("{budget:?}{places}{state:?}{}", run.pause.is_some());
     for step in &run.steps {
-        let state = serde_json::to_value(&step.state).expect("a state can be written");
-        write!(key, "|{} {} {:?} {:?}", state["state"], state["purpose"], step.done_order, step.prepared.keys())
+        let (kind, purpose) = match &step.state {
+            StepState::Queued { purpose, .. } => (0, Some(*purpose)),
+            StepState::Pending => (1, None),
+            StepState::Active => (2, None),
+            StepState::Asking { kind, .. } => (3 + *kind as u8, None),
+            StepState::Succeeded => (10, None),
+            StepState::Failed { .. } => (11, None),
+            StepState::Skipped { .. } => (12, None),
+            StepState::Cancelled => (13, None),
+            StepState::Undone => (14, None),
+        };
+        write!(key, "|{kind}{purpose:?}{:?}{:?}", step.done_order, step.prepared.keys())
             .expect("a string takes everything");
-        write!(key, " {:?}", visit.world.places().len()).expect("a string takes everything");
         for attempt in &step.attempts {
             write!(
                 key,
