@@ -184,10 +184,19 @@ proptest! {
         }
     }
 
-    /// What was changed is undone or asked about when a run fails: no `prepared` data is left behind silently.
+    /// What was changed is undone or asked about when a run fails: no `prepared` data is left behind silently, and nothing is
+    /// undone before what was built on it.
     #[test]
     fn a_walk_back_leaves_nothing_out(plan in plans(), choices in choices()) {
         let world = drive(plan, &choices);
+        for (_, event) in &world.history {
+            let Event::RollbackStarted { steps, .. } = &**event else { continue };
+            let order: Vec<_> = steps.iter().map(|s| world.run.step_index(s).unwrap()).collect();
+            for (n, i) in order.iter().enumerate() {
+                let needed_before = order[..n].iter().any(|earlier| world.run.plan.steps[*i].needs.contains(earlier));
+                prop_assert!(!needed_before, "what is needed is undone first\n{}", world.story());
+            }
+        }
         let walked = world.history.iter().any(|(_, e)| matches!(**e, Event::RollbackStarted { .. }));
         let forced = world.run.cancel.as_ref().is_some_and(|c| c.force);
         if walked && !forced && world.ended().is_some() {
