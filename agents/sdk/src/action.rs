@@ -26,7 +26,8 @@ pub trait Action: Send + Sync + 'static {
         Ok(Value::Null)
     }
 
-    /// Do it. Everything it starts must end with it.
+    /// Do it. Everything it starts must end with it, and it must stop soon after [`Context::cancelled`] is set. It must not
+    /// block its thread (a time limit could not reach it): long computations and blocking calls go to `spawn_blocking`.
     async fn run(&self, ctx: &Context, with: &Value) -> Result<Done, ActionError>;
 
     /// Take it back, from what `prepare` gave. Must be safe to do twice, and after a `run` that did half or nothing.

@@ -88,6 +88,11 @@ impl Lock {
         self.earlier.iter().filter(|earlier| self.is_dead(earlier)).map(|earlier| earlier.instance.clone()).collect()
     }
 
+    /// How many earlier instances are remembered, dead or not.
+    pub(crate) fn earlier(&self) -> usize {
+        self.earlier.len()
+    }
+
     /// Where children are written down.
     pub(crate) fn guards(&self) -> &GuardRecords {
         &self.guards

@@ -115,3 +115,45 @@ impl Voice for Recorder {
         self.secrets.get(name).cloned()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::ActionSpec;
+
+    /// Says what a program says.
+    struct Echo;
+
+    #[async_trait::async_trait]
+    impl Action for Echo {
+        fn spec(&self) -> ActionSpec {
+            ActionSpec::new("echo.run", "1.0.0")
+        }
+
+        async fn run(&self, ctx: &Context, with: &Value) -> Result<Done, ActionError> {
+            ctx.progress("starting", Some(10));
+            let word = with["word"].as_str().unwrap();
+            let output =
+                ctx.command("sh").args(["-c", "cat; echo \"$1\"; exit 3", "sh", word]).stdin("in ").output().await?;
+            ctx.log(&output.stdout);
+            let secret = ctx.voice.secret("token");
+            Ok(Done { output: json!({"code": output.code, "secret": secret}), observations: Vec::new() })
+        }
+    }
+
+    #[tokio::test]
+    async fn an_action_can_be_tried_alone() {
+        let trial = Trial::with_secrets(Echo, [("token".to_owned(), "t".to_owned())].into());
+        assert_eq!(trial.check(&json!({})).await.unwrap(), Checked::CannotTell);
+        let done = trial.run(&json!({"word": "out"})).await.unwrap();
+        assert_eq!(done.output, json!({"code": 3, "secret": "t"}));
+        let said = trial.said();
+        assert_eq!(said.progress, [("starting".to_owned(), Some(10))]);
+        assert_eq!(said.log, ["in out\n"]);
+        assert!(trial.undo(&json!({}), &Value::Null).await.is_err());
+        trial.cancel();
+        assert!(trial.run(&json!({"word": "out"})).await.unwrap_err().to_string().contains("stopped"));
+    }
+}

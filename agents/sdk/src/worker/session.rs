@@ -21,7 +21,7 @@ const BEATS: std::ops::RangeInclusive<u64> = 50..=60_000;
 pub(super) async fn keep(shared: Arc<Shared>) -> Result<(), WorkerError> {
     let mut said_draining = false;
     loop {
-        let every = register(&shared).await?;
+        let (every, named_dead) = register(&shared).await?;
         let mut beats = tokio::time::interval_at(Instant::now() + every, every);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut unanswered = 0_u32;
@@ -41,20 +41,25 @@ pub(super) async fn keep(shared: Arc<Shared>) -> Result<(), WorkerError> {
                     }
                 }
             }
+            // The children of a killed process may take a moment to end.
+            if shared.lock.as_ref().is_some_and(|lock| lock.earlier() > named_dead && lock.dead().len() > named_dead) {
+                break;
+            }
         }
-        tracing::info!("the coordinator asks for a new registration");
+        tracing::info!("registering again");
     }
 }
 
-/// Until it is accepted; how often to beat.
-async fn register(shared: &Shared) -> Result<Duration, WorkerError> {
+/// Until it is accepted; how often to beat, and how many earlier instances were said to be dead.
+async fn register(shared: &Shared) -> Result<(Duration, usize), WorkerError> {
     let mut pause = FIRST_PAUSE;
     let mut tries = 0_u32;
     loop {
         tries += 1;
         let asked = Instant::now();
         let subject = shared.subjects.register(&shared.config.agent);
-        match ask::<_, RegisterReply>(shared, &subject, &message(shared)).await {
+        let message = message(shared);
+        match ask::<_, RegisterReply>(shared, &subject, &message).await {
             Ok(RegisterReply::Registered { cluster, term, beat_every_ms, now_ms, task_subject, .. }) => {
                 shared.clock.learn(asked, now_ms);
                 shared.book().enter(&cluster, term);
@@ -68,7 +73,8 @@ async fn register(shared: &Shared) -> Result<Duration, WorkerError> {
                     );
                 }
                 tracing::info!(agent = shared.config.agent, instance = shared.instance, cluster, term, "registered");
-                return Ok(Duration::from_millis(beat_every_ms.clamp(*BEATS.start(), *BEATS.end())));
+                let every = Duration::from_millis(beat_every_ms.clamp(*BEATS.start(), *BEATS.end()));
+                return Ok((every, message.dead.len()));
             }
             Ok(RegisterReply::Refused { why }) if *shared.registered.borrow() == 0 => {
                 return Err(WorkerError::Refused { agent: shared.config.agent.clone(), why });
