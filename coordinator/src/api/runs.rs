@@ -211,19 +211,22 @@ impl RunService for Runs {
                 bad_field(Reason::FieldInvalid, "page_token", "that is no page token", hint)
             })?,
         };
-        // One more than asked for tells whether there is another page.
-        let found = self.control.run_events(&namespace, &id, after, size + 1).await.map_err(from_control)?;
+        // One more than asked for tells whether there is another page, unless that is more than is ever given.
+        let wanted = (size + 1).min(names::MAX_PAGE_SIZE);
+        let found = self.control.run_events(&namespace, &id, after, wanted).await.map_err(from_control)?;
         let mut response = pb::ListRunEventsResponse::default();
         let mut bytes = 0;
-        for seen in &found {
-            if response.events.len() == size || bytes > EVENTS_BYTES {
-                let last = response.events.last().map_or(after, |e| e.sequence);
-                response.next_page_token = last.to_string();
+        for seen in found.iter().take(size) {
+            if bytes > EVENTS_BYTES {
                 break;
             }
             let shown = event::event(seen);
             bytes += shown.encoded_len();
             response.events.push(shown);
+        }
+        let rest = response.events.len() < found.len() || found.len() == names::MAX_PAGE_SIZE;
+        if let Some(last) = response.events.last().filter(|_| rest) {
+            response.next_page_token = last.sequence.to_string();
         }
         Ok(Response::new(response))
     }

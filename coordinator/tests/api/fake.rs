@@ -111,6 +111,11 @@ impl Fake {
         self.change(&id, &Command::Finish { fence, outcome }, &Actor::from("agent/infra-1")).unwrap();
     }
 
+    /// A person's command, past the door.
+    pub(crate) fn command(&self, run_id: &str, command: &Command) {
+        self.change(&RunId::from(run_id), command, &Actor::from("person/dba-1")).unwrap();
+    }
+
     fn change(&self, id: &RunId, command: &Command, by: &Actor) -> Result<Arc<Run>, ControlError> {
         let mut state = self.state.lock().unwrap();
         let held =
@@ -418,7 +423,7 @@ impl Control for Fake {
     ) -> Result<Vec<RunEvent>, ControlError> {
         self.run(namespace, id).await?;
         let state = self.state.lock().unwrap();
-        Ok(state.runs[id].events.iter().filter(|e| e.seq > after_seq).take(limit).cloned().collect())
+        Ok(state.runs[id].events.iter().filter(|e| e.seq > after_seq).take(limit.min(1_000)).cloned().collect())
     }
 
     async fn watch_run(

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use muster_engine::run::event::{Observation, Outcome};
+use muster_engine::run::{
+    Command,
+    event::{Observation, Outcome},
+};
 use muster_proto::v1::{
     self as pb, plan_playbook_request, run::State, start_run_request, wait_run_response::Outcome as Waited,
 };
@@ -212,6 +215,29 @@ async fn events_are_paged_with_what_happened() {
     assert_eq!((ended.step.as_str(), ended.attempt, ended.actor.as_str()), ("a", 1, "agent/infra-1"));
     assert_eq!(ended.summary, "attempt 1 of step a succeeded; the step succeeded");
     assert_eq!(events.last().unwrap().r#type, "run_ended");
+}
+
+#[tokio::test]
+async fn no_event_is_lost_on_the_largest_pages() {
+    let served = served().await;
+    let run = served.started("playbook hello\nstep a").await;
+    let mut client = served.runs().await;
+    for _ in 0..1_000 {
+        served.fake.command(&run.run_id, &Command::Pause { reason: "stop".to_owned() });
+        served.fake.command(&run.run_id, &Command::Resume { reason: "go".to_owned() });
+    }
+    let mut request = pb::ListRunEventsRequest { parent: run.name.clone(), page_size: i32::MAX, ..Default::default() };
+    let mut numbers = Vec::new();
+    loop {
+        let page = client.list_run_events(request.clone()).await.unwrap().into_inner();
+        assert!(page.events.len() <= 1_000);
+        numbers.extend(page.events.iter().map(|e| e.sequence));
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = page.next_page_token;
+    }
+    assert_eq!(numbers, (1..=served.fake.events_of(&run.run_id) as u64).collect::<Vec<_>>());
 }
 
 #[tokio::test]
