@@ -50,7 +50,7 @@ pub(crate) struct CliError {
     pub(crate) message: String,
     /// Where: a file with line and column, an address, a run.
     pub(crate) place: Option<String>,
-    /// What to do next.
+    /// What to do next; one thing a line.
     pub(crate) hint: Option<String>,
     /// Of a bad playbook.
     pub(crate) findings: Vec<Found>,

@@ -17,7 +17,7 @@ mod json;
 mod view;
 
 pub(crate) use json::{Described, compact, to_message};
-pub(crate) use view::{Block, Table, View, span, time};
+pub(crate) use view::{Block, Table, View, one_line, span, time};
 
 /// Prints, in the format that was asked for.
 #[derive(Clone, Debug)]
@@ -106,11 +106,11 @@ impl Printer {
     /// Why the command was not done.
     pub(crate) fn error(&self, error: &CliError) {
         self.findings(&error.findings);
-        self.note(&format!("{} {} {}", self.tone("error:", Tone::Bad), error.reason, error.message));
+        self.note(&format!("{} {} {}", self.tone("error:", Tone::Bad), error.reason, one_line(&error.message)));
         if let Some(place) = &error.place {
             self.note(&format!("  {} {place}", self.tone("at:", Tone::Faint)));
         }
-        if let Some(hint) = &error.hint {
+        for hint in error.hint.iter().flat_map(|hint| hint.lines()) {
             self.note(&format!("  {} {hint}", self.tone("hint:", Tone::Faint)));
         }
     }

@@ -5,6 +5,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use muster_agent::{
@@ -14,14 +15,16 @@ use muster_agent::{
 use muster_bus::{Bus, LocalBus};
 use muster_coordinator::{
     api::{self, Listening, ServerConfig, token::Tokens},
+    control::Control as _,
     driver::{Config, Coordinator},
     journal::{Journal, Position, memory::MemoryJournal},
     store::Store,
 };
+use muster_engine::ids::{AgentName, Namespace};
 use muster_proto::v1;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{App, follow, inputs, playbook, run::start_one};
@@ -37,6 +40,7 @@ use crate::{
 /// What `command.run` may start when no list is given: programs that only talk.
 const HARMLESS: &[&str] = &["date", "echo", "uname"];
 const AGENT: &str = "infra-1";
+const REGISTER_WITHIN: Duration = Duration::from_secs(10);
 
 pub(super) async fn run(app: &App, args: DevArgs) -> Result<Exit> {
     telemetry::init(app.settings.serve.log_format, &args.log)?;
@@ -87,6 +91,7 @@ impl Dev {
             Coordinator::open(config).await.map_err(|e| CliError::failed("COORDINATOR_FAILED", chain(&e)))?;
         let api = serve(listening, &coordinator, Arc::new(tokens), shutdown.clone());
         let agent = work(bus, args, &folder.0, shutdown.clone())?;
+        registered(&coordinator).await?;
         Ok(Self { coordinator, address, tasks: vec![api, agent], _folder: folder })
     }
 
@@ -138,6 +143,18 @@ fn work(bus: Arc<dyn Bus>, args: &DevArgs, folder: &Path, shutdown: Cancellation
     }))
 }
 
+/// Wait until the agent takes work, so that whoever is told the address finds it at work.
+async fn registered(coordinator: &Coordinator) -> Result<()> {
+    let (namespace, agent) = (Namespace::from("default"), AgentName::from(AGENT));
+    let known = async {
+        while coordinator.agent(&namespace, &agent).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let late = |_| CliError::failed("AGENT_FAILED", "the agent has not registered").hint("see why: --log info");
+    timeout(REGISTER_WITHIN, known).await.map_err(late)
+}
+
 /// Those of the harmless programs that are here, pinned to what they are now.
 fn harmless() -> Allow {
     let pin = |name: &&str| {
@@ -171,9 +188,22 @@ async fn play(app: &App, args: &DevArgs, inputs: &Value, address: SocketAddr) ->
         let request =
             v1::StartRunRequest { inputs: Some(to_message(inputs.clone())?), ..v1::StartRunRequest::default() };
         let run = start_one(&client, &source, request).await?;
-        follow::watch(app, &client, &run.name, Some(0), args.until).await?;
+        follow::watch(app, &client, &run.name, Some(0), args.until).await.map_err(|e| gone(e, path))?;
     }
     Ok(Exit::Succeeded)
+}
+
+/// The run ends with this process: what would answer it is to run it again, and stay.
+fn gone(error: CliError, path: &Path) -> CliError {
+    let file = path.display();
+    match error.exit {
+        Exit::WaitingForPerson => {
+            error.hint(format!("to answer, run it again and stay: muster dev --listen 127.0.0.1:7400 --stay {file}"))
+        }
+        Exit::TimedOut => error.hint("nothing of it is kept; give it more time with --timeout"),
+        Exit::Failed => CliError { hint: None, ..error },
+        Exit::Succeeded | Exit::Usage => error,
+    }
 }
 
 /// A folder of this process alone, gone with it.

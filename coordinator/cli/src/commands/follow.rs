@@ -155,12 +155,24 @@ async fn waits(client: &Client, run: &v1::Run, why: &str) -> CliError {
     let id = &run.run_id;
     let reason = format!("RUN_{}", words::run_state(run.state()).to_uppercase().replace(' ', "_"));
     let error = CliError::failed(&reason, format!("run {id} waits for a person: {why}"));
-    let hint = match explanation(client, &run.name).await {
+    let said = match explanation(client, &run.name).await {
         Ok(answer) => answer.waiting.into_iter().map(|w| w.hint).find(|hint| !hint.is_empty()),
         Err(_) => None,
     };
-    CliError { exit: Exit::WaitingForPerson, ..error }
-        .hint(hint.unwrap_or_else(|| format!("see what it waits for: muster run explain {id}")))
+    let said = said.map(|said| format!("{said}\n")).unwrap_or_default();
+    CliError { exit: Exit::WaitingForPerson, ..error }.hint(format!("{said}{}", answer(run)))
+}
+
+/// The commands that answer.
+fn answer(run: &v1::Run) -> String {
+    let id = &run.run_id;
+    match run.steps.iter().find(|step| step.state() == v1::step::State::Asking) {
+        Some(v1::Step { id: step, .. }) => format!(
+            "muster step retry {id} {step} --reason …\nmuster step resolve {id} {step} succeeded|failed|skip --reason …"
+        ),
+        None if run.pause.is_some() => format!("muster run resume {id} --reason …"),
+        None => format!("muster run explain {id}"),
+    }
 }
 
 /// How long a lost connection is borne.

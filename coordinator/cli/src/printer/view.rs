@@ -80,7 +80,7 @@ fn write_fields(f: &mut fmt::Formatter<'_>, fields: &[(&'static str, String)]) -
     let shown = || fields.iter().filter(|(_, value)| !value.is_empty());
     let width = shown().map(|(name, _)| name.len()).max().unwrap_or(0) + 1;
     for (name, value) in shown() {
-        writeln!(f, "{:width$} {value}", format!("{name}:"))?;
+        writeln!(f, "{:width$} {}", format!("{name}:"), one_line(value))?;
     }
     Ok(())
 }
@@ -94,7 +94,7 @@ impl fmt::Display for Table {
         table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
         table.set_header(self.head.clone());
         for row in &self.rows {
-            table.add_row(row.clone());
+            table.add_row(row.iter().map(|cell| one_line(cell)).collect::<Vec<_>>());
         }
         for column in table.column_iter_mut() {
             column.set_padding((0, 2));
@@ -114,4 +114,9 @@ pub(crate) fn time(at: Option<&Timestamp>) -> String {
 /// A span as people write it: `1h 30m`; empty when there is none.
 pub(crate) fn span(span: Option<&prost_types::Duration>) -> String {
     span.map(|d| format!("{:#}", jiff::SignedDuration::new(d.seconds, d.nanos))).unwrap_or_default()
+}
+
+/// What programs say in several lines, on one.
+pub(crate) fn one_line(text: &str) -> String {
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses another part")]
 
 pub(crate) mod fake;
+pub(crate) mod server;
 
 use std::{
     collections::BTreeMap,
@@ -20,6 +21,8 @@ const FILTERS: &[(&str, &str)] = &[
     (r"127\.0\.0\.1:\d{4,5}", "127.0.0.1:<port>"),
     (r"sha256:[0-9a-f]{64}", "sha256:<digest>"),
     (r"/[^ \n]*/\.tmp\w+", "<home>"),
+    (r"muster_[0-9a-f]{12}_[0-9a-f]{64}", "<secret>"),
+    (r"\b[0-9a-f]{12}\b", "<token>"),
     (r" \(os error \d+\)", ""),
 ];
 
@@ -84,6 +87,15 @@ impl Session {
         }
         writeln!(self.text, "[exit {}]\n", output.status.code().unwrap()).unwrap();
         output
+    }
+
+    /// Run a command that starts a run, and write it down; the run's id.
+    pub(crate) fn start(&mut self, args: &[&str]) -> String {
+        let output = self.run(args);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let id =
+            text.lines().find_map(|line| line.strip_prefix("Run:")).unwrap_or_else(|| panic!("no run: {}", self.text));
+        id.trim().to_owned()
     }
 
     /// Compare all that was written down with the transcript of this name.

@@ -7,7 +7,7 @@ use muster_proto::v1;
 
 use crate::{
     commands::run::view,
-    printer::{Printer, Tone, time},
+    printer::{Printer, Tone, one_line, time},
     words,
 };
 
@@ -51,7 +51,7 @@ impl Display {
         self.printer.note(&format!(
             "{} {}",
             self.printer.tone(clock, Tone::Faint),
-            self.printer.tone(&event.summary, tone)
+            self.printer.tone(&one_line(&event.summary), tone)
         ));
     }
 
@@ -133,7 +133,7 @@ fn line(printer: &Printer, step: &v1::Step) -> String {
     let state = printer.tone(&view::step_state(step), words::step_tone(step.state()));
     let attempt = step.attempts.last().map(|a| format!(" attempt {} on {}", a.number, a.agent)).unwrap_or_default();
     let percent = step.attempts.last().and_then(|a| a.percent).map(|p| format!(" {p}%")).unwrap_or_default();
-    let why: String = view::why(step).chars().take(WIDEST).collect();
+    let why: String = one_line(&view::why(step)).chars().take(WIDEST).collect();
     let colon = if why.is_empty() { "" } else { ": " };
     format!("    {} {state}{attempt}{percent}{colon}{why}", step.id)
 }

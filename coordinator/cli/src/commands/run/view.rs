@@ -3,7 +3,7 @@
 use muster_proto::v1;
 
 use crate::{
-    printer::{Block, Table, View, compact, time},
+    printer::{Block, Table, View, compact, one_line, time},
     words,
 };
 
@@ -33,7 +33,7 @@ fn outputs(run: &v1::Run) -> Vec<Vec<String>> {
 /// A text as it is, on one line; everything else as JSON.
 fn plain(value: &prost_types::Value) -> String {
     match &value.kind {
-        Some(prost_types::value::Kind::StringValue(text)) => text.trim_end().replace('\n', " "),
+        Some(prost_types::value::Kind::StringValue(text)) => text.clone(),
         Some(_) => compact(value),
         None => String::new(),
     }
@@ -127,7 +127,7 @@ pub(crate) fn why(step: &v1::Step) -> String {
     let last = step.attempts.last();
     let said = || last.map(|a| a.status.clone()).filter(|s| !s.is_empty());
     let failed = || last.map(|a| a.message.clone());
-    let text = if step.state_reason.is_empty() {
+    if step.state_reason.is_empty() {
         match step.state() {
             v1::step::State::Active => said().unwrap_or_default(),
             v1::step::State::Succeeded | v1::step::State::Pending => String::new(),
@@ -141,8 +141,7 @@ pub(crate) fn why(step: &v1::Step) -> String {
         }
     } else {
         step.state_reason.clone()
-    };
-    text.replace('\n', " ")
+    }
 }
 
 fn gates(run: &v1::Run) -> Vec<Vec<String>> {
@@ -169,14 +168,14 @@ pub(crate) fn runs(runs: &[v1::Run]) -> Table {
             time(run.start_time.as_ref()),
             time(run.end_time.as_ref()),
             run.creator.clone(),
-            run.state_reason.replace('\n', " "),
+            run.state_reason.clone(),
         ]
     }))
 }
 
 /// An event on a line.
 pub(crate) fn event(event: &v1::RunEvent) -> String {
-    format!("{:>5}  {}  {:<24}  {}", event.sequence, time(event.time.as_ref()), event.actor, event.summary)
+    format!("{:>5}  {}  {:<24}  {}", event.sequence, time(event.time.as_ref()), event.actor, one_line(&event.summary))
 }
 
 /// What a run waits for.
