@@ -6,7 +6,7 @@ use std::{
     path::Path,
     process::{Child, Command, Stdio},
     sync::mpsc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -56,7 +56,7 @@ pub struct Pooling {
     pub ok: bool,
     /// Clients that were connected at once.
     pub clients: usize,
-    /// Clients that got an answer within three seconds.
+    /// Clients that got an answer; three seconds without another one end the counting.
     pub served: usize,
     /// The slowest answer, in milliseconds, as psql measured it; absent when there was none.
     pub slowest_ms: Option<f64>,
@@ -155,12 +155,19 @@ pub fn redirect(inputs: &Inputs) -> Result<Redirect> {
     Ok(Redirect { ok, status, location: location.to_owned() })
 }
 
-/// Connects several psql at once, and lets each stay until all have been answered.
+/// Connects several psql at once, and lets each stay until nobody gets an answer any more.
 pub fn pooling(inputs: &Inputs) -> Result<Pooling> {
-    let clients = (0..CLIENTS).map(|_| Client::start(inputs)).collect::<Result<Vec<_>>>()?;
-    let end = Instant::now() + PATIENCE;
-    let answers = clients.iter().filter_map(|client| client.answer(end));
-    let times: Vec<f64> = answers.collect();
+    let (sender, answers) = mpsc::channel();
+    let clients = (0..CLIENTS).map(|_| Client::start(inputs, sender.clone())).collect::<Result<Vec<_>>>()?;
+    drop(sender);
+    let mut times: Vec<f64> = Vec::new();
+    while let Ok(time) = answers.recv_timeout(PATIENCE) {
+        times.push(time);
+        if times.len() == CLIENTS {
+            break;
+        }
+    }
+    drop(clients);
     let slowest_ms = times.iter().copied().max_by(f64::total_cmp);
     let served = times.len();
     let ok = served == CLIENTS && slowest_ms.is_some_and(|ms| ms < POOL_LIMIT_MS);
@@ -168,13 +175,11 @@ pub fn pooling(inputs: &Inputs) -> Result<Pooling> {
 }
 
 /// A psql that stays connected.
-struct Client {
-    psql: Child,
-    lines: mpsc::Receiver<String>,
-}
+struct Client(Child);
 
 impl Client {
-    fn start(inputs: &Inputs) -> Result<Self> {
+    /// Starts it; it sends the time of its measured question, in milliseconds, when that is answered.
+    fn start(inputs: &Inputs, answered: mpsc::Sender<f64>) -> Result<Self> {
         let password = fs::read_to_string(&inputs.password_file).context("the password file can't be read")?;
         let (host, port, user) = (&inputs.pgbouncer_host, inputs.pgbouncer_port, &inputs.database_user);
         let url = format!("host={host} port={port} user={user} dbname={DATABASE} connect_timeout=5");
@@ -193,33 +198,23 @@ impl Client {
         drop(stdin.write_all(b"select 1;\n\\timing on\nselect 2;\n").and_then(|()| stdin.flush()));
         psql.stdin = Some(stdin);
         let stdout = BufReader::new(psql.stdout.take().context("psql has no standard output")?);
-        let (sender, lines) = mpsc::channel();
         std::thread::spawn(move || {
             for line in stdout.lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    break;
+                let time = line.strip_prefix("Time: ").and_then(|rest| rest.split(' ').next());
+                if let Some(ms) = time.and_then(|ms| ms.parse().ok()) {
+                    // Nobody may wait for it any more.
+                    let _ = answered.send(ms);
                 }
             }
         });
-        Ok(Self { psql, lines })
-    }
-
-    /// The measured question's time, in milliseconds; `None` when it was not answered by `end`.
-    fn answer(&self, end: Instant) -> Option<f64> {
-        loop {
-            let line = self.lines.recv_timeout(end.saturating_duration_since(Instant::now())).ok()?;
-            let time = line.strip_prefix("Time: ").and_then(|rest| rest.split(' ').next());
-            if let Some(ms) = time.and_then(|ms| ms.parse().ok()) {
-                return Some(ms);
-            }
-        }
+        Ok(Self(psql))
     }
 }
 
 impl Drop for Client {
     fn drop(&mut self) {
-        drop(self.psql.kill());
-        drop(self.psql.wait());
+        drop(self.0.kill());
+        drop(self.0.wait());
     }
 }
 

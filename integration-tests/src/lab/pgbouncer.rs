@@ -75,7 +75,7 @@ impl PgBouncer {
             args: &[self.config().display().to_string()],
             dir: &self.dir,
             run_as: &self.run_as,
-            stop: Signal::INT,
+            stop: Signal::TERM,
         })?;
         server.ready(Duration::from_secs(10), || Ok(TcpStream::connect(self.address()).map(drop)?))?;
         self.server = Some(server);

@@ -13,8 +13,9 @@ pub(super) struct Issued {
 }
 
 const DAY: Duration = Duration::from_secs(86_400);
-/// Certificates are valid from a little earlier, for clocks that are behind.
-const BACKDATED: Duration = Duration::from_secs(3_600);
+/// Certificates are valid from a little earlier, for clocks that are behind, and until a little later, so that a new one has
+/// all its days left.
+const SLACK: Duration = Duration::from_secs(3_600);
 
 /// A new certificate authority.
 pub(super) fn authority(name: &str, days: u32) -> Result<Issued, rcgen::Error> {
@@ -45,6 +46,6 @@ pub(super) fn server(names: &[String], days: u32, ca_cert: &str, ca_key: &str) -
 
 fn valid_for(params: &mut CertificateParams, days: u32) {
     let now = SystemTime::now();
-    params.not_before = (now - BACKDATED).into();
-    params.not_after = (now + DAY * days).into();
+    params.not_before = (now - SLACK).into();
+    params.not_after = (now + DAY * days + SLACK).into();
 }
