@@ -67,19 +67,18 @@ pub fn read(document: &[u8], catalogue: &Catalogue) -> Reading {
         Ok(tree) => tree,
         Err(finding) => {
             findings.push(finding);
-            return Reading { playbook: None, findings: findings.finish(None) };
+            return Reading { playbook: None, findings: findings.finish(None).0 };
         }
     };
     let playbook: Option<schema::Playbook> = decode::decode(&mut tree, &mut findings);
     if let Some(playbook) = &playbook {
         let decoded = findings.len();
-        let text = std::str::from_utf8(document).unwrap_or_default();
-        let document = lint::Document { tree: &tree, text };
-        lint::lint(playbook, catalogue, lint::Mode::Submit, Some(document), &mut findings);
+        let lines = std::str::from_utf8(document).unwrap_or_default().lines().collect();
+        let document = lint::Document { tree: &tree, lines };
+        lint::lint(playbook, catalogue, lint::Mode::Submit, Some(&document), &mut findings);
         findings.forget_holes(&tree, decoded);
     }
-    let findings = findings.finish(Some(&tree));
-    let sound = findings.iter().all(|finding| finding.level != Level::Error);
+    let (findings, sound) = findings.finish(Some(&tree));
     Reading { playbook: playbook.filter(|_| sound), findings }
 }
 

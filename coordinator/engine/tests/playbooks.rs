@@ -3,7 +3,11 @@
 //! Each file in `bad_playbooks/` ends with what has to be found in it. `UPDATE=1 cargo test -p muster-engine --test
 //! playbooks` writes it again; read the difference.
 
-#![expect(clippy::disallowed_methods, reason = "tests read and write files, and start threads")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "tests read and write files, and start threads"
+)]
 
 use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
 
@@ -190,6 +194,48 @@ fn a_document_at_the_limits_fits_the_stack() {
     );
     let reading = read_on_a_small_stack(document.into_bytes());
     assert_eq!(lines(&reading.findings), "");
+}
+
+#[test]
+fn an_error_is_never_lost_behind_warnings() {
+    let mut document = String::from(
+        "apiVersion: muster.dev/v1\nkind: Playbook\nmetadata: {name: long, owner: devops}\nspec:\n  phases:\n    - id: a\n      steps:\n",
+    );
+    for step in 0..300 {
+        let when = if step == 299 { "inputs.nobody" } else { "true" };
+        writeln!(document, "        - {{id: s{step}, agent: {{role: infra}}, action: nobody.knows, when: '{when}'}}")
+            .unwrap();
+    }
+    let reading = read_on_a_small_stack(document.into_bytes());
+    let errors: Vec<_> = reading.findings.iter().filter(|finding| finding.level == Level::Error).collect();
+    assert_eq!((reading.playbook.is_none(), reading.findings.len(), errors.len()), (true, MAX_FINDINGS, 1));
+    assert_eq!((errors[0].code, errors[0].line), ("UNDEFINED_VARIABLE", 307));
+}
+
+#[test]
+fn a_long_document_is_read_in_reasonable_time() {
+    // Work that grows with the square of the length would take minutes here.
+    let head = "apiVersion: muster.dev/v1\nkind: Playbook\nmetadata: {name: long, owner: devops}\nspec:\n  phases:\n    - id: a\n      steps:\n";
+    let texts = format!(
+        "        - {{id: a, agent: {{role: infra}}, action: http.check, with: {{url: '{}'}}}}\n",
+        "{{ a.b + c ? d : e }} ".repeat(40_000)
+    );
+    let mut chain = String::new();
+    for step in 0..1000 {
+        let needs = if step == 0 { String::new() } else { format!("s{}", step - 1) };
+        writeln!(
+            chain,
+            "        - {{id: s{step}, needs: [{needs}], agent: {{role: infra}}, action: http.check, with: {{url: '{{{{ x }}}}', a: 1}}}}"
+        )
+        .unwrap();
+    }
+    for steps in [texts, chain] {
+        let started = std::time::Instant::now();
+        let reading = read_on_a_small_stack(format!("{head}{steps}").into_bytes());
+        assert!(reading.playbook.is_none());
+        let taken = started.elapsed();
+        assert!(taken < std::time::Duration::from_secs(30), "{taken:?}");
+    }
 }
 
 #[test]

@@ -54,13 +54,12 @@ impl Graph {
         cycles
     }
 
-    /// Everything that `node` needs, directly or through others.
-    pub(crate) fn ancestors(&self, node: usize) -> BTreeSet<usize> {
-        let (mut found, mut open) = (BTreeSet::new(), vec![node]);
+    /// Marks everything that `node` needs, directly or through others.
+    pub(crate) fn mark_ancestors(&self, node: usize, marks: &mut [bool]) {
+        let mut open = vec![node];
         while let Some(node) = open.pop() {
-            open.extend(self.needs(node).filter(|need| found.insert(*need)));
+            open.extend(self.needs(node).filter(|need| !std::mem::replace(&mut marks[*need], true)));
         }
-        found
     }
 
     fn needs(&self, node: usize) -> impl Iterator<Item = usize> + '_ {

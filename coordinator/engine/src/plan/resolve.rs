@@ -43,9 +43,9 @@ pub fn resolve(
     let mut findings = Findings::default();
     lint(playbook, catalogue, Mode::Plan, None, &mut findings);
     let inputs = check_inputs(playbook, inputs, &mut findings);
-    let errors: Vec<Finding> =
-        findings.finish(None).into_iter().filter(|finding| finding.level == Level::Error).collect();
-    if !errors.is_empty() {
+    let (mut errors, sound) = findings.finish(None);
+    if !sound {
+        errors.retain(|finding| finding.level == Level::Error);
         return Err(errors);
     }
     let resolver = Resolver { playbook, catalogue };

@@ -5,13 +5,16 @@ use super::{
     tree::{Node, Path, Position},
 };
 
-/// Most findings of one document; what is found after that is dropped.
+/// Most findings of one document. Errors go before warnings; what is found after that is dropped.
 pub const MAX_FINDINGS: usize = 100;
+/// Most errors kept until they are sorted by place: a hostile document could ask for any amount of memory.
+const MAX_KEPT: usize = 10 * MAX_FINDINGS;
 
 /// Findings in the making: positions are looked up at the end, when the document is at hand.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
     list: Vec<(Finding, Path)>,
+    errors: usize,
 }
 
 /// The last finding, to add a hint to.
@@ -48,12 +51,15 @@ impl Findings {
         self.add(Level::Warning, at, path, code, &message.into())
     }
 
+    /// A finding as it is; it counts as an error.
     pub(crate) fn push(&mut self, finding: Finding) {
+        self.errors += 1;
         self.list.push((finding, Path::default()));
     }
 
+    /// There are so many errors that further ones would not be shown.
     pub(crate) fn is_full(&self) -> bool {
-        self.list.len() >= MAX_FINDINGS
+        self.errors >= MAX_FINDINGS
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -67,10 +73,12 @@ impl Findings {
             index += 1;
             index <= from || !tree.is_hole(path)
         });
+        self.errors = self.list.iter().filter(|(finding, _)| finding.level == Level::Error).count();
     }
 
-    /// All findings, in the order of the document.
-    pub(crate) fn finish(self, tree: Option<&Node>) -> Vec<Finding> {
+    /// All findings, in the order of the document, and whether none of them is an error.
+    pub(crate) fn finish(self, tree: Option<&Node>) -> (Vec<Finding>, bool) {
+        let sound = self.list.iter().all(|(finding, _)| finding.level == Level::Warning);
         let mut all: Vec<Finding> = self
             .list
             .into_iter()
@@ -82,19 +90,24 @@ impl Findings {
                 finding
             })
             .collect();
-        all.sort_by(|a, b| {
-            (a.line, a.column, a.level, a.code, &a.message).cmp(&(b.line, b.column, b.level, b.code, &b.message))
-        });
+        let place = |finding: &Finding| (finding.line, finding.column, finding.level, finding.code);
+        all.sort_by(|a, b| (place(a), &a.message).cmp(&(place(b), &b.message)));
         all.dedup();
+        all.sort_by_key(|finding| finding.level);
         all.truncate(MAX_FINDINGS);
-        all
+        all.sort_by_key(place);
+        (all, sound)
     }
 
     fn add(&mut self, level: Level, at: Position, path: &Path, code: &'static str, message: &str) -> Latest<'_> {
-        // Beyond this many nothing is kept: a hostile document could ask for any amount of memory.
-        if self.list.len() >= 10 * MAX_FINDINGS {
+        let (count, most) = match level {
+            Level::Error => (self.errors, MAX_KEPT),
+            Level::Warning => (self.list.len() - self.errors, MAX_FINDINGS),
+        };
+        if count >= most {
             return Latest(None);
         }
+        self.errors += usize::from(level == Level::Error);
         let finding = Finding {
             level,
             code,

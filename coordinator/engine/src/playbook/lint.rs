@@ -35,10 +35,9 @@ pub(crate) enum Mode {
 }
 
 /// A document as written.
-#[derive(Clone, Copy)]
 pub(crate) struct Document<'a> {
     pub(crate) tree: &'a Node,
-    pub(crate) text: &'a str,
+    pub(crate) lines: Vec<&'a str>,
 }
 
 /// Adds everything that is wrong with a playbook to the findings.
@@ -46,7 +45,7 @@ pub(crate) fn lint(
     playbook: &Playbook,
     catalogue: &Catalogue,
     mode: Mode,
-    document: Option<Document<'_>>,
+    document: Option<&Document<'_>>,
     findings: &mut Findings,
 ) {
     let mut lint = Lint { playbook, catalogue, mode, document, findings, steps: Vec::new(), by_id: BTreeMap::new() };
@@ -69,7 +68,7 @@ struct Lint<'a> {
     playbook: &'a Playbook,
     catalogue: &'a Catalogue,
     mode: Mode,
-    document: Option<Document<'a>>,
+    document: Option<&'a Document<'a>>,
     findings: &'a mut Findings,
     /// All steps in the order of the document.
     steps: Vec<Placed<'a>>,

@@ -34,6 +34,7 @@ fn upper_ascii(text: &CelString<'_>) -> CelString<'static> {
 }
 
 /// `['a', 'b'].join(', ')` is `a, b`.
+#[expect(clippy::needless_pass_by_value, reason = "the signature of every function in CEL's environment")]
 fn join<'b, 'v>(args: Vec<CowVal<'b, 'v>>) -> Result<CowVal<'b, 'v>, ExecutionError> {
     let error = |message: &str| ExecutionError::function_error("join", message);
     let [list, separator] = &args[..] else {
@@ -56,6 +57,6 @@ fn join<'b, 'v>(args: Vec<CowVal<'b, 'v>>) -> Result<CowVal<'b, 'v>, ExecutionEr
     Ok(CowVal::owned(CelString::from(joined)))
 }
 
-fn text<'a>(value: &'a dyn Val) -> Option<&'a str> {
-    value.downcast_ref::<CelString<'_>>().map(|text| text.inner())
+fn text(value: &dyn Val) -> Option<&str> {
+    value.downcast_ref::<CelString<'_>>().map(CelString::inner)
 }

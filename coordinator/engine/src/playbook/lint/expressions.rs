@@ -1,7 +1,5 @@
 //! Conditions and templates: what they name, and what type they have.
 
-use std::collections::BTreeSet;
-
 use serde_json::{Map, Value};
 
 use super::{Document, Lint};
@@ -16,10 +14,15 @@ use crate::{
     },
 };
 
+/// Longest text with expressions in it, in bytes.
+const MAX_TEMPLATE_BYTES: usize = 64 * 1024;
+/// Most expressions, and texts between them, in one text.
+const MAX_PIECES: usize = 512;
+
 /// What an expression may name at its place.
 struct View<'v> {
-    /// Steps that are done when it is evaluated.
-    steps: BTreeSet<usize>,
+    /// Of each step: it is done when this is evaluated.
+    steps: Vec<bool>,
     /// `output`, and the action it is of.
     output: Option<&'v str>,
 }
@@ -40,7 +43,7 @@ impl Lint<'_> {
         for index in 0..self.steps.len() {
             self.in_step(index, graph);
         }
-        let everything = View { steps: (0..self.steps.len()).collect(), output: None };
+        let everything = View { steps: vec![true; self.steps.len()], output: None };
         let playbook = self.playbook;
         for (name, expression) in &playbook.spec.outputs {
             let path = Path::of("spec.outputs").key(name);
@@ -74,15 +77,15 @@ impl Lint<'_> {
     fn in_step(&mut self, index: usize, graph: &Graph) {
         let (step, path) = (self.steps[index].step, self.steps[index].path.clone());
         let mut steps = self.steps_until(self.steps[index].phase);
-        steps.extend(graph.ancestors(index));
-        steps.remove(&index);
+        graph.mark_ancestors(index, &mut steps);
+        steps[index] = false;
         let mut view = View { steps, output: None };
         if let Some(when) = &step.when {
             self.condition(&path.key("when"), when, &view);
         }
         self.templates(&path.key("with"), step.with.as_ref(), &view);
         // Both come after the step itself.
-        view.steps.insert(index);
+        view.steps[index] = true;
         if let Some(Undo::Action(undo)) = &step.undo {
             self.templates(&path.key("undo").key("with"), undo.with.as_ref(), &view);
         }
@@ -96,8 +99,8 @@ impl Lint<'_> {
         }
     }
 
-    fn steps_until(&self, phase: usize) -> BTreeSet<usize> {
-        (0..self.steps.len()).filter(|index| self.steps[*index].phase < phase).collect()
+    fn steps_until(&self, phase: usize) -> Vec<bool> {
+        self.steps.iter().map(|step| step.phase < phase).collect()
     }
 
     fn condition(&mut self, path: &Path, condition: &str, view: &View<'_>) {
@@ -146,6 +149,12 @@ impl Lint<'_> {
                 .hint("close it with }}; a literal {{ is {{ '{{' }}");
             return;
         };
+        if text.len() > MAX_TEMPLATE_BYTES || pieces.len() > MAX_PIECES {
+            let message =
+                format!("a text with {{{{ }}}} has at most {MAX_TEMPLATE_BYTES} bytes and {MAX_PIECES} pieces");
+            self.error(path, "EXPRESSION_LIMIT", message).hint("let an action put it together");
+            return;
+        }
         let alone = pieces.len() == 1;
         for piece in pieces {
             let Piece::Expression(expression) = piece else {
@@ -249,7 +258,7 @@ impl Lint<'_> {
             problems.push(undefined(format!("there is no step {id:?}"), nearest_word(id, &known)));
             return Type::Any;
         };
-        if !view.steps.contains(index) {
+        if !view.steps[*index] {
             problems.push(Problem {
                 code: "STEP_NOT_BEFORE",
                 warning: false,
@@ -281,12 +290,12 @@ impl Lint<'_> {
 impl Document<'_> {
     fn inside(&self, path: &Path, text: &str, offset: usize) -> Position {
         let at = self.tree.nearest(path).at;
-        let line = usize::try_from(at.line).ok().and_then(|line| self.text.lines().nth(line.checked_sub(1)?));
+        let line = usize::try_from(at.line).ok().and_then(|line| self.lines.get(line.checked_sub(1)?));
         let start = usize::try_from(at.column).ok().and_then(|column| column.checked_sub(1));
-        let (Some(line), Some(start)) = (line, start) else {
+        let rest = line.zip(start).and_then(|(line, start)| line.get(line.char_indices().nth(start)?.0..));
+        let Some(rest) = rest else {
             return at;
         };
-        let rest: String = line.chars().skip(start).collect();
         let quoted = rest.starts_with(['"', '\'']);
         if !rest[usize::from(quoted)..].starts_with(text) {
             return at;
