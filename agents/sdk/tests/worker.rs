@@ -456,3 +456,21 @@ async fn a_bad_bus_changes_nothing_but_the_time() {
         assert!(started > 20, "seed {seed}: only {started} were started");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_full_agent_still_fits_into_its_messages() {
+    let (coordinator, agent) = both(Setup { slots: 3000, ..Setup::default() }).await;
+    let long = "s".repeat(63);
+    for number in 0..3000 {
+        let task = coordinator.task(&format!("{long}{number:04}"), json!({"do": "wait"}));
+        assert!(is_accepted(&coordinator.send(&task).await));
+    }
+    let beats = coordinator.heard().beats.len();
+    let beat = coordinator.wait("a full beat", |heard| heard.beats.get(beats + 1).cloned()).await;
+    let size = support::bytes(&beat).len();
+    assert!(size <= coordinator.bus.max_payload() && beat.holds.len() > 1500, "{} in {size} bytes", beat.holds.len());
+    let again = BeatReply { now_ms: coordinator.now_ms(), register_again: true, orders: vec![] };
+    coordinator.heard().beat_answers.push_back(again);
+    assert!(coordinator.registered(2).await.holds.len() > 300);
+    drop(agent);
+}

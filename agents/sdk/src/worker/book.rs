@@ -16,8 +16,8 @@ use super::voice::Live;
 const ANSWERS: usize = 1_000_000;
 /// Answers are kept at least this long, and twice the longest `start_within`.
 const KEEP_ANSWERS: Duration = Duration::from_secs(10);
-/// A beat names no more attempts than these, the oldest first; its size is limited.
-const NAMED: usize = 1_000;
+/// What an attempt's name takes in a message besides its run and step, in bytes.
+const NAME_OVERHEAD: usize = 45;
 
 /// Two independent hashes of an attempt's key: cheaper to keep than the key, and never equal by chance.
 pub(crate) type Fingerprint = (u64, u64);
@@ -146,27 +146,38 @@ impl Book {
         self.held.values().cloned().collect()
     }
 
-    /// At most [`NAMED`] attempts of those that `wanted` picks, the oldest first.
-    pub(crate) fn names(&self, wanted: impl Fn(&Live) -> bool) -> Vec<AttemptKey> {
+    /// The attempts that `wanted` picks; when they take more than `budget` bytes, the oldest of them.
+    pub(crate) fn names(&self, wanted: impl Fn(&Live) -> bool, budget: usize) -> Vec<AttemptKey> {
         let mut lives: Vec<&Arc<Live>> = self.held.values().filter(|live| wanted(live)).collect();
-        if lives.len() > NAMED {
+        if lives.iter().map(|live| size(&live.task.key)).sum::<usize>() > budget {
             lives.sort_by_key(|live| live.started);
-            lives.truncate(NAMED);
         }
-        lives.into_iter().map(|live| live.task.key.clone()).collect()
+        within(lives.into_iter().map(|live| &live.task.key), budget)
     }
 
-    /// Reports that nobody has taken yet, also those of earlier processes.
-    pub(crate) fn spooled(&self) -> Vec<AttemptKey> {
-        let mut keys = self.leftover.clone();
-        keys.extend(self.names(|live| !live.is_at_work()));
-        keys.truncate(NAMED);
-        keys
+    /// Reports that nobody has taken yet, those of earlier processes first.
+    pub(crate) fn spooled(&self, budget: usize) -> Vec<AttemptKey> {
+        let own = self.names(|live| !live.is_at_work(), budget);
+        within(self.leftover.iter().chain(&own), budget)
     }
 
     fn fingerprint(&self, key: &AttemptKey) -> Fingerprint {
         (self.hashers.0.hash_one(key), self.hashers.1.hash_one(key))
     }
+}
+
+fn size(key: &AttemptKey) -> usize {
+    key.run.len() + key.step.len() + NAME_OVERHEAD
+}
+
+fn within<'a>(keys: impl Iterator<Item = &'a AttemptKey>, mut budget: usize) -> Vec<AttemptKey> {
+    keys.take_while(|key| {
+        let fits = size(key) <= budget;
+        budget = budget.saturating_sub(size(key));
+        fits
+    })
+    .cloned()
+    .collect()
 }
 
 /// Answers of the last while, in two generations.

@@ -14,6 +14,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Between tries while another process of this name answers; it counts as lost after 30 s.
 const TAKEN_PAUSE: Duration = Duration::from_secs(5);
+/// Left free in a message that lists attempts, for all the rest of it, in bytes.
+const OTHER: usize = 48 * 1024;
 /// A coordinator that names no sensible interval is not believed.
 const BEATS: std::ops::RangeInclusive<u64> = 50..=60_000;
 
@@ -108,9 +110,11 @@ async fn register(shared: &Shared) -> Result<(Duration, usize), WorkerError> {
 }
 
 fn message(shared: &Shared) -> Register {
+    // Reports weigh more: nothing is concluded of an attempt whose report is named here.
+    let budget = shared.bus.max_payload().saturating_sub(OTHER) / 4;
     let (holds, spooled) = {
         let book = shared.book();
-        (book.names(super::voice::Live::is_at_work), book.spooled())
+        (book.names(super::voice::Live::is_at_work, budget), book.spooled(3 * budget))
     };
     let config = &shared.config;
     Register {
@@ -131,9 +135,10 @@ fn message(shared: &Shared) -> Register {
 }
 
 async fn beat(shared: &Shared) -> Result<BeatReply, String> {
+    let budget = shared.bus.max_payload().saturating_sub(OTHER);
     let (holds, cluster, draining) = {
         let book = shared.book();
-        (book.names(|_| true), book.cluster().unwrap_or_default(), book.is_draining())
+        (book.names(|_| true, budget), book.cluster().unwrap_or_default(), book.is_draining())
     };
     let asked = Instant::now();
     let beat = Beat { cluster, instance: shared.instance.clone(), holds, draining };
