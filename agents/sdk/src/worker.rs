@@ -9,6 +9,7 @@
 mod attempt;
 mod book;
 mod clock;
+mod micro;
 mod outcome;
 mod reporting;
 mod session;
@@ -45,7 +46,7 @@ use crate::{
 };
 
 /// How long reports may take at the end of the process before they are left to the spool; longer than one try.
-const CLOSE_WITHIN: Duration = Duration::from_secs(15);
+const CLOSE_WITHIN: Duration = Duration::from_secs(10);
 /// How many log lines may wait; more are lost.
 const LOG_LINES: usize = 1024;
 
@@ -143,6 +144,7 @@ impl Worker {
         duties.spawn(session::keep(shared.clone()));
         duties.spawn(attempt::serve(shared.clone(), tasks));
         duties.spawn(voice::tell(shared.clone()));
+        duties.spawn(micro::answer(shared.clone()));
         duties.spawn(voice::publish_logs(shared.clone(), logs));
         for (slip, spooled) in left {
             shared.attempts.spawn(reporting::deliver_again(shared.clone(), slip, spooled));
@@ -206,7 +208,9 @@ type Left = Vec<(Slip, Spooled)>;
 impl Shared {
     fn open(worker: Worker) -> Result<(Arc<Self>, Left, mpsc::Receiver<LogLine>), WorkerError> {
         let Worker { config, catalogue, bus, guard, secrets } = worker;
-        for (what, value) in [("the namespace", &config.namespace), ("the agent's name", &config.agent)] {
+        let names =
+            [("the namespace", &config.namespace), ("the agent's name", &config.agent), ("the role", &config.role)];
+        for (what, value) in names {
             if !is_token(value) {
                 return Err(WorkerError::Name { what, value: value.clone() });
             }

@@ -474,3 +474,28 @@ async fn a_full_agent_still_fits_into_its_messages() {
     assert!(coordinator.registered(2).await.holds.len() > 300);
     drop(agent);
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_usual_tools_see_it() {
+    let (coordinator, _agent) = both(Setup::default()).await;
+    coordinator.carry_out(&coordinator.task("a", json!({}))).await;
+    let mut late = coordinator.task("late", json!({}));
+    late.sent_at_ms -= 6_000;
+    coordinator.send(&late).await.unwrap();
+    let instance = coordinator.registered(1).await.instance;
+    for what in ["PING", "INFO", "STATS"] {
+        for subject in [
+            format!("$SRV.{what}"),
+            format!("$SRV.{what}.muster-infra"),
+            format!("$SRV.{what}.muster-infra.{instance}"),
+        ] {
+            let reply = coordinator.bus.request(&subject, bytes::Bytes::new(), SOON).await.unwrap();
+            let reply: Value = serde_json::from_slice(&reply).unwrap();
+            assert_eq!((&reply["id"], &reply["name"]), (&json!(instance), &json!("muster-infra")), "{subject}");
+            if what == "STATS" {
+                let endpoint = &reply["endpoints"][0];
+                assert_eq!((&endpoint["num_requests"], &endpoint["num_errors"]), (&json!(2), &json!(1)));
+            }
+        }
+    }
+}

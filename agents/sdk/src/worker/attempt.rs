@@ -99,7 +99,7 @@ fn bytes_of(answer: &TaskReply) -> Bytes {
 async fn attempt(shared: Arc<Shared>, live: Arc<Live>) {
     let outcome = work(&shared, &live).await;
     live.work_ended();
-    if shared.book().work_ended() {
+    if shared.book().work_ended(&live) {
         shared.quiet.notify_waiters();
     }
     if let Some(outcome) = outcome {

@@ -30,7 +30,16 @@ pub(crate) struct Book {
     held: HashMap<Fingerprint, Arc<Live>>,
     answers: Answers,
     leftover: Vec<AttemptKey>,
+    tally: Tally,
     hashers: (RandomState, RandomState),
+}
+
+/// What was done since the start, for people.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) started: u64,
+    pub(crate) declined: u64,
+    pub(crate) work_ns: u64,
 }
 
 /// What to do with a task.
@@ -54,6 +63,7 @@ impl Book {
             held: HashMap::new(),
             answers: Answers::new(),
             leftover,
+            tally: Tally::default(),
             hashers: (RandomState::new(), RandomState::new()),
         }
     }
@@ -97,17 +107,21 @@ impl Book {
             return Verdict::Start(fingerprint);
         };
         self.answers.insert(fingerprint, answer.clone());
+        self.tally.declined += 1;
         Verdict::Answer(answer)
     }
 
     pub(crate) fn hold(&mut self, live: &Arc<Live>) {
         self.at_work += 1;
+        self.tally.started += 1;
         self.held.insert(live.fingerprint, live.clone());
     }
 
     /// Its slot is free. Whether somebody waits for that.
-    pub(crate) fn work_ended(&mut self) -> bool {
+    pub(crate) fn work_ended(&mut self, live: &Live) -> bool {
         self.at_work -= 1;
+        let took = u64::try_from(live.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.tally.work_ns = self.tally.work_ns.saturating_add(took);
         self.draining
     }
 
@@ -127,6 +141,10 @@ impl Book {
 
     pub(crate) fn find(&self, key: &AttemptKey) -> Option<Arc<Live>> {
         self.held.get(&self.fingerprint(key)).cloned()
+    }
+
+    pub(crate) fn tally(&self) -> Tally {
+        self.tally
     }
 
     pub(crate) fn drain(&mut self) {

@@ -9,7 +9,7 @@ use super::Shared;
 use crate::spool::{Slip, Spooled};
 
 /// The coordinator answers after a sync, which may have to wait for its disk.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const RECORDED: &[u8] = br#"{"answer":"recorded"}"#;
