@@ -3,6 +3,7 @@
 mod agents;
 pub mod auth;
 mod bootstrap;
+mod connections;
 pub mod convert;
 mod door;
 pub mod error;

@@ -37,6 +37,8 @@ pub struct Limits {
     pub requests: usize,
     /// Watches and waits at once.
     pub watches: usize,
+    /// Connections at once; one beyond it is closed.
+    pub connections: usize,
     /// Streams at once on one connection; clients wait beyond it.
     pub streams_per_connection: u32,
     /// Bytes of one message from outside.
@@ -45,7 +47,13 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { requests: 4_096, watches: 1_024, streams_per_connection: 1_024, message_bytes: 2 * 1024 * 1024 }
+        Self {
+            requests: 4_096,
+            watches: 1_024,
+            connections: 1_024,
+            streams_per_connection: 1_024,
+            message_bytes: 2 * 1024 * 1024,
+        }
     }
 }
 

@@ -21,6 +21,7 @@ use crate::{
     api::{
         agents::Agents,
         auth::Authority,
+        connections::limited,
         door::{Door, DoorBuilder, Gate, Limits},
         get_run::GetRun,
         milestones::Milestones,
@@ -33,6 +34,7 @@ use crate::{
 };
 
 const KEEPALIVE: Duration = Duration::from_secs(30);
+const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// What is listened on, and how.
@@ -196,9 +198,13 @@ impl Listening {
         for name in served() {
             health.set_service_status(name, ServingStatus::Serving).await;
         }
+        let upkeep = upkeep(metrics.clone(), shutdown.clone());
         let side = side_listener(self.metrics, metrics, shutdown.clone());
         let api = serve_api(self.api, self.tls, &self.config, door, health, shutdown);
-        tokio::try_join!(api, side)?;
+        tokio::try_join!(api, side, async {
+            upkeep.await;
+            Ok(())
+        })?;
         Ok(())
     }
 }
@@ -281,6 +287,7 @@ async fn serve_api(
             health.set_service_status(name, ServingStatus::NotServing).await;
         }
     };
+    let incoming = limited(incoming, config.limits.connections);
     let serving = server.serve_with_incoming_shutdown(door, incoming, signal);
     let too_long = async {
         shutdown.cancelled().await;
@@ -292,6 +299,22 @@ async fn serve_api(
             tracing::warn!(drain_ms = config.drain.as_millis(), "connections were still open at the end; they are cut");
             Ok(())
         }
+    }
+}
+
+/// Histograms keep every sample until somebody gathers them: without this, a coordinator that nobody scrapes would grow.
+async fn upkeep(metrics: Option<PrometheusHandle>, shutdown: CancellationToken) {
+    let Some(handle) = metrics else { return };
+    let gather = async {
+        let mut often = tokio::time::interval(METRICS_UPKEEP);
+        loop {
+            often.tick().await;
+            handle.run_upkeep();
+        }
+    };
+    tokio::select! {
+        () = gather => {}
+        () = shutdown.cancelled() => {}
     }
 }
 

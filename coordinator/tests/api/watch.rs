@@ -118,6 +118,18 @@ async fn watches_and_waits_have_a_limit_and_give_their_place_back() {
 }
 
 #[tokio::test]
+async fn connections_have_a_limit_and_give_their_place_back() {
+    let mut served = served_within(Limits { connections: 1, ..Limits::default() }).await;
+    let run = served.started("playbook hello\nstep a").await;
+    let other = Endpoint::from_shared(format!("http://{}", served.address)).unwrap().connect_lazy();
+    let first = std::mem::replace(&mut served.channel, other);
+    let mut second = served.runs().await;
+    soon("a refusal", second.get_run(get(&run.name))).await.unwrap_err();
+    drop(first);
+    soon("a free place", async { while second.get_run(get(&run.name)).await.is_err() {} }).await;
+}
+
+#[tokio::test]
 async fn requests_have_a_limit() {
     let served = Arc::new(served_within(Limits { requests: 1, ..Limits::default() }).await);
     let run = served.started("playbook hello\nstep a").await;
