@@ -26,13 +26,20 @@ mod requests;
 mod rows;
 mod run_task;
 mod runs;
+mod stall;
+mod start;
 mod timers;
 mod turn;
 mod watch;
 
 use std::{sync::Arc, time::Duration};
 
-use muster_bus::{Bus, BusError, message::ActionOffer};
+use bytes::Bytes;
+use muster_bus::{
+    Bus, BusError,
+    message::{ActionOffer, Beat},
+    subject::Subjects,
+};
 use muster_engine::{
     ids::{Actor, AgentName, Namespace, RunId},
     run::{Run, Touched},
@@ -62,6 +69,9 @@ use crate::{
 
 /// Between two looks at leases and at the clock.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// How long another coordinator has to answer before this one takes its place.
+const CHECK_WITHIN: Duration = Duration::from_secs(2);
 
 /// Milestone changes that wait for a watcher at most.
 const MILESTONE_BACKLOG: usize = 1_024;
@@ -144,6 +154,9 @@ pub enum OpenError {
     /// Agents can't be heard.
     #[error("the bus takes no subscriptions")]
     Bus(#[from] BusError),
+    /// Two would give the same agents orders.
+    #[error("another coordinator answers on this bus: stop it, or give this one a bus of its own")]
+    AnotherAnswers,
 }
 
 /// A coordinator at work; cheap to clone. It implements [`crate::control::Control`].
@@ -159,7 +172,10 @@ impl Coordinator {
     /// See [`OpenError`]. Damaged records are no error: the runs they belong to are put in quarantine.
     pub async fn open(config: Config) -> Result<Self, OpenError> {
         let (journal, store) = (Arc::clone(&config.journal), Arc::clone(&config.store));
-        let recovered = tokio::task::spawn_blocking(move || recovery::recover(&*journal, &store))
+        if another_answers(&*config.bus).await {
+            return Err(OpenError::AnotherAnswers);
+        }
+        let recovered = tokio::task::spawn_blocking(move || recovery::recover_or_rebuild(&*journal, &store))
             .await
             .map_err(|e| StoreError::Io(format!("the recovery did not end: {e}")))??;
         if let Some(last) = recovered.last_at {
@@ -199,6 +215,23 @@ impl Coordinator {
     /// The data directory's id.
     pub fn cluster(&self) -> &str {
         &self.shared.cluster
+    }
+}
+
+/// Whether some coordinator answers the beat of an agent that it can't know.
+async fn another_answers(bus: &dyn Bus) -> bool {
+    let beat = Beat { cluster: String::new(), instance: "check".to_owned(), holds: Vec::new(), draining: false };
+    let payload = serde_json::to_vec(&beat).map(Bytes::from).unwrap_or_default();
+    match bus.request(&Subjects::new("default").beat("muster"), payload, CHECK_WITHIN).await {
+        Ok(_) => true,
+        Err(BusError::NoResponders(_)) => false,
+        Err(
+            e
+            @ (BusError::Timeout(_) | BusError::TooLarge { .. } | BusError::BadSubject(_) | BusError::Disconnected(_)),
+        ) => {
+            warn!("whether another coordinator is at work can't be told: {e}");
+            false
+        }
     }
 }
 
@@ -329,7 +362,7 @@ impl Shared {
         self.stop.is_cancelled()
     }
 
-    fn actor_of(&self, agent: &AgentName) -> Actor {
+    fn actor_of(agent: &AgentName) -> Actor {
         format!("agent/{agent}").into()
     }
 
@@ -393,8 +426,7 @@ impl Shared {
         let rebuilt = tokio::task::spawn_blocking(move || recovery::rebuild(&*journal, &wanted)).await;
         let rebuilt = match rebuilt {
             Ok(Ok(rebuilt)) => rebuilt,
-            Ok(Err(recovery::RebuildError::Read(e))) => return Err(errors::read_failed(&e)),
-            Ok(Err(recovery::RebuildError::Corrupt(why))) => return Err(errors::quarantined(id, &why)),
+            Ok(Err(broken)) => return Err(errors::quarantined(id, &broken.why)),
             Err(_) => return Err(errors::stopping()),
         };
         let Some(rebuilt) = rebuilt.filter(|r| r.run.namespace == *namespace) else { return Ok(None) };
@@ -406,7 +438,7 @@ impl Shared {
     }
 
     /// The same request again: the run that the first one started.
-    async fn repeated_start(self: &Arc<Self>, request: &Request) -> Result<Arc<Run>, ControlError> {
+    fn repeated_start(&self, request: &Request) -> Result<Arc<Run>, ControlError> {
         let taken = request.taken(&self.journal).map_err(|e| errors::read_failed(&e))?;
         let id = taken.ok_or_else(errors::stopping)?.run()?;
         match self.runs.get(&id).and_then(|entry| entry.run()) {
@@ -414,7 +446,7 @@ impl Shared {
             None => match recovery::rebuild(&*self.journal, &id) {
                 Ok(Some(rebuilt)) => Ok(Arc::new(rebuilt.run)),
                 Ok(None) => Err(errors::run_not_found(&id)),
-                Err(e) => Err(errors::quarantined(&id, &e.to_string())),
+                Err(broken) => Err(errors::quarantined(&id, &broken.why)),
             },
         }
     }

@@ -190,7 +190,7 @@ impl Registry {
         if before.as_ref().is_none_or(|b| b.record.profile.actions != profile.actions) {
             state.generation += 1;
         }
-        let seq = seq.or(before.map(|b| b.record.seq)).unwrap_or(0);
+        let seq = seq.or_else(|| before.map(|b| b.record.seq)).unwrap_or(0);
         let offer = offer_of(namespace, &name, &profile);
         let availability = if draining { Availability::Draining } else { Availability::Open };
         state.table.set(&instance, offer, availability);

@@ -95,7 +95,7 @@ impl Control for Coordinator {
         let body = json!(["start_run", namespace, named, inputs, note, plan_digest]).to_string();
         let request = Request::new(namespace, caller, &body);
         if request.taken(&self.shared.journal).map_err(|e| errors::read_failed(&e))?.is_some() {
-            return self.shared.repeated_start(&request).await;
+            return self.shared.repeated_start(&request);
         }
         let planned = self.shared.plan(namespace, source, inputs).await?;
         if plan_digest.is_some_and(|wanted| *wanted != planned.digest) {
@@ -177,7 +177,7 @@ impl Control for Coordinator {
         after_seq: u64,
     ) -> Result<Watch<RunEvent>, ControlError> {
         let entry = self.shared.existing(namespace, id).await?;
-        let (watcher, watched) = watch::channel();
+        let (watcher, live) = watch::channel();
         let (reply, now) = oneshot::channel();
         if entry.offer(Message::Watch { watcher, reply }).is_err() {
             let why = entry.view().quarantine;
@@ -188,7 +188,7 @@ impl Control for Coordinator {
             return Err(errors::seq_ahead(after_seq, run.seq));
         }
         let before = history::events(&self.shared.journal, id, after_seq, run.seq);
-        Ok(if run.has_ended() { Box::pin(before) } else { Box::pin(before.chain(watched)) })
+        Ok(if run.has_ended() { Box::pin(before) } else { Box::pin(before.chain(live)) })
     }
 
     async fn explain_run(&self, namespace: &Namespace, id: &RunId) -> Result<Vec<Explanation>, ControlError> {

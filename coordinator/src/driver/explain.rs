@@ -36,7 +36,10 @@ impl Shared {
             };
             Explanation {
                 subject: w.subject.to_string(),
-                waits_for: reason.map_or(w.waits_for.clone(), |why| format!("{}: {why}", w.waits_for)),
+                waits_for: match reason {
+                    Some(why) => format!("{}: {why}", w.waits_for),
+                    None => w.waits_for,
+                },
                 on_whom: w.on_whom,
                 since: w.since,
                 next_action: w.next_action,

@@ -7,7 +7,7 @@ use muster_engine::ids::RunId;
 
 use super::{
     errors,
-    recovery::{Rebuilt, after},
+    recovery::{Rebuilt, follow},
     run_task::stream_of,
 };
 use crate::{
@@ -83,20 +83,14 @@ impl Reader {
     }
 
     fn fold(&mut self, record: &Record) -> Result<Option<RunEvent>, String> {
-        let rebuilt = after(self.rebuilt.take(), record)?;
-        let wanted = record.seq > self.after_seq;
-        let event = if wanted {
-            Some(RunEvent {
-                seq: record.seq,
-                at: record.at,
-                by: record.by.clone(),
-                event: serde_json::from_str(record.event.get()).map(Arc::new).map_err(|e| e.to_string())?,
-                run: Arc::new(rebuilt.run.clone()),
-            })
-        } else {
-            None
-        };
-        self.rebuilt = Some(rebuilt);
-        Ok(event)
+        let event = follow(&mut self.rebuilt, record)?;
+        let (true, Some(rebuilt)) = (record.seq > self.after_seq, &self.rebuilt) else { return Ok(None) };
+        Ok(Some(RunEvent {
+            seq: record.seq,
+            at: record.at,
+            by: record.by.clone(),
+            event: Arc::new(event),
+            run: Arc::new(rebuilt.run.clone()),
+        }))
     }
 }

@@ -50,8 +50,8 @@ impl Intake {
 
     /// Handle what arrives until the coordinator stops.
     pub(super) fn serve(self, shared: &Arc<Shared>) {
-        each(shared, self.report, |shared, d| shared.take_report(d));
-        each(shared, self.beat, |shared, d| shared.take_beat(d));
+        each(shared, self.report, Shared::take_report);
+        each(shared, self.beat, Shared::take_beat);
         each(shared, self.status, |shared, d| shared.take_status(d));
         each(shared, self.log, |shared, d| shared.take_log(&d));
         each(shared, self.register, |shared, d| {
@@ -97,16 +97,13 @@ impl Shared {
         }
         let id = RunId::from(report.key.run.as_str());
         let message = Message::Report { agent, report: Box::new(report), reply: delivery.reply };
-        match self.runs.get(&id).filter(|run| run.namespace == namespace) {
-            Some(entry) => {
-                if let Err(full) = entry.offer(message) {
-                    self.refuse_report(full.into_inner());
-                }
+        if let Some(entry) = self.runs.get(&id).filter(|run| run.namespace == namespace) {
+            if let Err(full) = entry.offer(message) {
+                refuse_report(full.into_inner());
             }
-            None => {
-                let loading = Arc::clone(self);
-                self.tasks.spawn(async move { loading.report_to_absent(namespace, id, message).await });
-            }
+        } else {
+            let loading = Arc::clone(self);
+            self.tasks.spawn(async move { loading.report_to_absent(namespace, id, message).await });
         }
     }
 
@@ -115,17 +112,12 @@ impl Shared {
         match self.load(&namespace, &id).await {
             Ok(Some(entry)) => {
                 if let Err(message) = entry.tell(message).await {
-                    self.refuse_report(message);
+                    refuse_report(message);
                 }
             }
             Ok(None) => answer_report(message, &ReportReply::Gone),
             Err(e) => answer_report(message, &ReportReply::Retry { why: e.to_string() }),
         }
-    }
-
-    fn refuse_report(&self, message: Message) {
-        debug!("a run has no room for another report");
-        answer_report(message, &ReportReply::Retry { why: "the run has too much to do just now".to_owned() });
     }
 
     fn take_beat(self: &Arc<Self>, delivery: Delivery) {
@@ -208,7 +200,7 @@ impl Shared {
             Admission::Welcome { journal: Some((expected_seq, profile)) } => {
                 let at = self.clock.now();
                 let event = AgentEvent::AgentRegistered(Box::new(profile));
-                let by = self.actor_of(&name);
+                let by = Self::actor_of(&name);
                 if let Err(e) = self.append_agent(namespace, &name, expected_seq, &event, by, at).await {
                     return RegisterReply::Retry { why: e.to_string() };
                 }
@@ -279,12 +271,17 @@ impl Shared {
             match self.load(namespace, &run).await {
                 Ok(Some(entry)) => self.tell(entry, Message::Found { instance: instance.clone(), holds }),
                 Ok(None) => {
-                    warn!(agent = register.agent, run_id = %run, "the agent holds attempts of a run that is not here")
+                    warn!(agent = register.agent, run_id = %run, "the agent holds attempts of a run that is not here");
                 }
                 Err(e) => warn!(run_id = %run, "the run can't be loaded: {e}"),
             }
         }
     }
+}
+
+fn refuse_report(message: Message) {
+    debug!("a run has no room for another report");
+    answer_report(message, &ReportReply::Retry { why: "the run has too much to do just now".to_owned() });
 }
 
 fn answer_report(message: Message, answer: &ReportReply) {

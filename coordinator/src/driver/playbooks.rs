@@ -169,14 +169,12 @@ impl Shared {
 
     fn read(&self, namespace: &Namespace, yaml: &str) -> Result<(Playbook, Vec<Finding>), ControlError> {
         let reading = playbook::read(yaml.as_bytes(), &self.catalogue(namespace).1);
-        match reading.playbook {
-            Some(playbook) => Ok((playbook, reading.findings)),
-            None => {
-                let errors = reading.findings.iter().filter(|f| f.level == Level::Error).count();
-                let message = format!("the playbook has {errors} error{}", if errors == 1 { "" } else { "s" });
-                Err(errors::invalid("PLAYBOOK_INVALID", message, reading.findings))
-            }
-        }
+        let Some(playbook) = reading.playbook else {
+            let errors = reading.findings.iter().filter(|f| f.level == Level::Error).count();
+            let message = format!("the playbook has {errors} error{}", if errors == 1 { "" } else { "s" });
+            return Err(errors::invalid("PLAYBOOK_INVALID", message, reading.findings));
+        };
+        Ok((playbook, reading.findings))
     }
 
     async fn known(

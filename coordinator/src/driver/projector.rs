@@ -30,6 +30,9 @@ const REST: Duration = Duration::from_millis(250);
 /// How long a reader waits for a flush before it takes what is there.
 const WAIT: Duration = Duration::from_secs(1);
 
+/// How long the last flush waits for the appends that are under way.
+const LAST_WAIT: Duration = Duration::from_secs(5);
+
 /// See the module.
 pub(super) struct Projector {
     dirty: Mutex<Dirty>,
@@ -61,7 +64,7 @@ impl Drop for Ticket<'_> {
         let mut dirty = self.projector.lock();
         let count = &mut dirty.in_flight[(self.epoch % 2) as usize];
         *count -= 1;
-        let is_last = *count == 0 && dirty.epoch != self.epoch;
+        let is_last = *count == 0;
         drop(dirty);
         if is_last {
             self.projector.drained.notify_one();
@@ -166,10 +169,13 @@ impl Projector {
             dirty.epoch += 1;
             ((dirty.epoch - 1) % 2) as usize
         };
-        while !stopping && self.lock().in_flight[before] > 0 {
+        let under_way = |dirty: &Dirty| dirty.in_flight[before] > 0 || (stopping && dirty.in_flight != [0, 0]);
+        while under_way(&self.lock()) {
             tokio::select! {
                 () = self.drained.notified() => {}
-                () = shared.stop.cancelled() => return,
+                // Then the store stays behind, and the next start reads on from where it is.
+                () = shared.stop.cancelled(), if !stopping => return,
+                () = tokio::time::sleep(LAST_WAIT), if stopping => return,
             }
         }
         let (epoch, runs, agents, playbooks) = {

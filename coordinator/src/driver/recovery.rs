@@ -51,15 +51,11 @@ pub(super) struct Rebuilt {
     pub(super) started_by: Actor,
 }
 
-/// Why a run can't be rebuilt.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum RebuildError {
-    /// The journal can't be read there.
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    /// What was read does not fit.
-    #[error("{0}")]
-    Corrupt(String),
+/// Why a run can't be rebuilt to its end.
+pub(super) struct RebuildError {
+    pub(super) why: String,
+    /// The run before that.
+    pub(super) so_far: Option<Rebuilt>,
 }
 
 /// Bring the store up to the log's end, and give back what has to be in memory.
@@ -75,7 +71,7 @@ pub(super) fn recover(journal: &dyn Journal, store: &Store) -> Result<Recovered,
         match item {
             Ok((position, record)) => {
                 recovered.last_at = recovered.last_at.max(Some(record.at));
-                pass.take(store, position, record, &mut recovered)?;
+                pass.take(store, position, &record, &mut recovered)?;
             }
             Err(e) => pass.damaged(&e),
         }
@@ -85,21 +81,28 @@ pub(super) fn recover(journal: &dyn Journal, store: &Store) -> Result<Recovered,
         open.remove(&id);
     }
     for id in &open {
+        let victim = pass.victims.remove(id);
         let rebuilt = match pass.building.remove(id) {
-            Some(rebuilt) if !pass.victims.contains_key(id) => Ok(Some(rebuilt)),
-            Some(_) | None => rebuild(journal, id),
+            Some(rebuilt) => Ok(Some(rebuilt)),
+            None => rebuild(journal, id),
         };
-        match (rebuilt, pass.victims.remove(id)) {
+        match (rebuilt, victim) {
             (Ok(Some(rebuilt)), None) => recovered.runs.push(rebuilt),
             (Ok(rebuilt), Some(why)) => recovered.quarantined.push((id.clone(), why, rebuilt)),
             (Ok(None), None) => {
                 recovered.quarantined.push((id.clone(), "its stream is not in the journal".to_owned(), None));
             }
-            (Err(e), _) => recovered.quarantined.push((id.clone(), e.to_string(), None)),
+            (Err(broken), _) => {
+                let RebuildError { why, so_far } = *broken;
+                recovered.quarantined.push((id.clone(), why, so_far));
+            }
         }
     }
     for (id, why) in pass.victims.drain() {
         recovered.quarantined.push((id, why, None));
+    }
+    for rebuilt in recovered.quarantined.iter().filter_map(|(_, _, rebuilt)| rebuilt.as_ref()) {
+        pass.writes.extend(rows::writes_of(&rebuilt.run, &rebuilt.started_by, true));
     }
     for rebuilt in &recovered.runs {
         recovered.last_at = recovered.last_at.max(Some(rebuilt.run.updated_at));
@@ -109,46 +112,61 @@ pub(super) fn recover(journal: &dyn Journal, store: &Store) -> Result<Recovered,
     Ok(recovered)
 }
 
+/// As [`recover`]; a store that turns out to be damaged is emptied and filled from the log's start.
+pub(super) fn recover_or_rebuild(journal: &dyn Journal, store: &Store) -> Result<Recovered, StoreError> {
+    match recover(journal, store) {
+        Err(StoreError::Damaged(why)) => {
+            error!("the store is damaged and is rebuilt from the log: {why}");
+            store.reset(&why)?;
+            recover(journal, store)
+        }
+        other => other,
+    }
+}
+
 /// Fill an empty store from the log while the coordinator runs.
 pub(super) fn refill(journal: &dyn Journal, store: &Store) -> Result<(), StoreError> {
     recover(journal, store).map(drop)
 }
 
 /// A run from its stream; none when the journal has no such stream.
-pub(super) fn rebuild(journal: &dyn Journal, id: &RunId) -> Result<Option<Rebuilt>, RebuildError> {
+pub(super) fn rebuild(journal: &dyn Journal, id: &RunId) -> Result<Option<Rebuilt>, Box<RebuildError>> {
     let stream = stream_of(id);
     let mut rebuilt: Option<Rebuilt> = None;
     loop {
         let seq = rebuilt.as_ref().map_or(0, |r| r.run.seq);
-        let records = journal.read_stream(&stream, seq, CHUNK)?;
-        if records.is_empty() {
-            return Ok(rebuilt);
-        }
+        let records = match journal.read_stream(&stream, seq, CHUNK) {
+            Ok(records) if records.is_empty() => return Ok(rebuilt),
+            Ok(records) => records,
+            Err(e) => return Err(Box::new(RebuildError { why: e.to_string(), so_far: rebuilt })),
+        };
         for record in records {
-            rebuilt = Some(after(rebuilt, &record).map_err(RebuildError::Corrupt)?);
+            if let Err(why) = follow(&mut rebuilt, &record) {
+                return Err(Box::new(RebuildError { why, so_far: rebuilt }));
+            }
         }
     }
 }
 
-/// The run after one more record of its stream.
-pub(super) fn after(before: Option<Rebuilt>, record: &Record) -> Result<Rebuilt, String> {
+/// Take one more record of a run's stream. One that does not fit leaves the run as it was.
+pub(super) fn follow(rebuilt: &mut Option<Rebuilt>, record: &Record) -> Result<Event, String> {
     let event: Event = serde_json::from_str(record.event.get())
         .map_err(|e| format!("record {} of {} can't be read: {e}", record.seq, record.stream.0))?;
-    match (before, event) {
+    match (rebuilt.as_mut(), &event) {
         (None, Event::RunStarted(started)) if record.seq == 1 => {
-            Ok(Rebuilt { run: Run::start(record.at, &started), started_by: record.by.clone() })
+            *rebuilt = Some(Rebuilt { run: Run::start(record.at, started), started_by: record.by.clone() });
         }
         (None, other) => {
-            Err(format!("record {} of {} is {}, not the start", record.seq, record.stream.0, other.kind()))
+            return Err(format!("record {} of {} is {}, not the start", record.seq, record.stream.0, other.kind()));
         }
-        (Some(mut rebuilt), event) => {
-            if record.seq != rebuilt.run.seq + 1 {
-                return Err(format!("record {} of {} follows {}", record.seq, record.stream.0, rebuilt.run.seq));
-            }
-            rebuilt.run.apply(record.at, &event).map_err(|e| e.to_string())?;
-            Ok(rebuilt)
+        (Some(rebuilt), _) if record.seq != rebuilt.run.seq + 1 => {
+            return Err(format!("record {} of {} follows {}", record.seq, record.stream.0, rebuilt.run.seq));
+        }
+        (Some(rebuilt), event) => {
+            rebuilt.run.apply(record.at, event).map_err(|e| e.to_string())?;
         }
     }
+    Ok(event)
 }
 
 fn restore_agents(store: &Store, recovered: &mut Recovered) -> Result<(), StoreError> {
@@ -192,7 +210,7 @@ impl Pass {
         &mut self,
         store: &Store,
         position: Position,
-        record: Record,
+        record: &Record,
         recovered: &mut Recovered,
     ) -> Result<(), StoreError> {
         if position != self.position {
@@ -203,11 +221,11 @@ impl Pass {
             self.position = position;
         }
         if let Some(id) = record.stream.0.strip_prefix("run/") {
-            self.run_record(&RunId::from(id), &record);
+            self.run_record(&RunId::from(id), record);
         } else if record.stream.0.starts_with("playbook/") {
-            self.playbook_record(&record);
+            self.playbook_record(record);
         } else if let Some((namespace, name)) = agent_of(&record.stream) {
-            self.agent_record(namespace, name, &record, recovered);
+            self.agent_record(namespace, name, record, recovered);
         }
         Ok(())
     }
@@ -220,20 +238,23 @@ impl Pass {
             }
             return;
         }
-        match after(self.building.remove(id), record) {
-            Ok(rebuilt) if rebuilt.run.has_ended() => {
-                self.touched.remove(id);
-                self.ended.insert(id.clone());
+        let mut rebuilt = self.building.remove(id);
+        let fits = follow(&mut rebuilt, record);
+        if let Err(why) = &fits {
+            self.touched.insert(id.clone());
+            self.victims.entry(id.clone()).or_insert_with(|| why.clone());
+        }
+        let Some(rebuilt) = rebuilt else { return };
+        if rebuilt.run.has_ended() && fits.is_ok() {
+            self.touched.remove(id);
+            self.ended.insert(id.clone());
+            self.writes.extend(rows::writes_of(&rebuilt.run, &rebuilt.started_by, false));
+        } else {
+            if record.seq == 1 {
+                self.touched.insert(id.clone());
                 self.writes.extend(rows::writes_of(&rebuilt.run, &rebuilt.started_by, false));
             }
-            Ok(rebuilt) => {
-                if record.seq == 1 {
-                    self.touched.insert(id.clone());
-                    self.writes.extend(rows::writes_of(&rebuilt.run, &rebuilt.started_by, false));
-                }
-                self.building.insert(id.clone(), rebuilt);
-            }
-            Err(why) => drop(self.victims.insert(id.clone(), why)),
+            self.building.insert(id.clone(), rebuilt);
         }
     }
 

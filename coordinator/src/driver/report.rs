@@ -13,7 +13,7 @@ use std::{sync::Arc, time::Duration};
 use tracing::{info, warn};
 
 use super::{
-    convert,
+    Shared, convert,
     entry::Message,
     run_task::{RunTask, key_of},
     turn::{Pending, Turn},
@@ -25,7 +25,7 @@ const SPOOL_WAIT: Duration = Duration::from_secs(5);
 impl RunTask {
     /// An agent's report: recorded once, repeated without another record, stale and conflicting ones told so.
     pub(super) fn report(&self, turn: &mut Turn, agent: AgentName, report: Report, to: Option<ReplyTo>) {
-        let by = self.shared.actor_of(&agent);
+        let by = Shared::actor_of(&agent);
         let instance = report.instance;
         let fence = Fence {
             step: report.key.step.into(),
@@ -141,7 +141,7 @@ impl RunTask {
 }
 
 /// `recorded`, with what the instance shall do besides.
-fn recorded(shared: &super::Shared, instance: &str) -> Bytes {
+fn recorded(shared: &Shared, instance: &str) -> Bytes {
     let orders = shared.registry.orders(instance);
     if orders.is_empty() {
         return Bytes::from_static(br#"{"answer":"recorded"}"#);

@@ -7,13 +7,13 @@
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use muster_bus::message::{AttemptKey, ReportReply};
+use muster_bus::message::AttemptKey;
 use muster_engine::{
     ids::{Actor, InstanceId, StepId},
-    run::{Command, Event, Outstanding, Run, Touched, event::RunStarted, state::StepState},
+    run::{Command, Event, Outstanding, Run, Touched, state::StepState},
 };
 use tokio::{sync::mpsc, task::AbortHandle};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info};
 
 use super::{
     Shared,
@@ -21,15 +21,13 @@ use super::{
     dispatch::Errand,
     entry::{Answer, Message, RunEntry, Signals},
     errors, figures,
-    report::reply,
     requests::Request,
     turn::{Made, Pending, Turn},
     watch::Watcher,
 };
 use crate::{
     control::{RunEvent, run_state},
-    journal::{AppendError, StreamId},
-    metrics::RUNS_QUARANTINED,
+    journal::StreamId,
     registry::placement::Wish,
 };
 
@@ -40,8 +38,9 @@ const BATCH: usize = 64;
 const OVERDUE_MS: u64 = 1_000;
 
 /// After a failed append the journal is tried again this soon, then half as often each time up to [`AGAIN_AT_MOST`].
-const AGAIN_AFTER: Duration = Duration::from_millis(50);
-const AGAIN_AT_MOST: Duration = Duration::from_secs(2);
+pub(super) const AGAIN_AFTER: Duration = Duration::from_millis(50);
+/// The longest rest between two tries.
+pub(super) const AGAIN_AT_MOST: Duration = Duration::from_secs(2);
 
 /// See the module.
 pub(super) struct RunTask {
@@ -58,7 +57,7 @@ pub(super) struct RunTask {
     pub(super) cancels: Vec<(InstanceId, AttemptKey)>,
     wake_registered: Option<Timestamp>,
     /// What a failed append has left to be said again.
-    later: Vec<Message>,
+    pub(super) later: Vec<Message>,
     told_of_end: bool,
     /// The word for its state that lists were told last.
     listed_as: &'static str,
@@ -74,7 +73,7 @@ pub(super) enum Sits {
 }
 
 /// Whether the task goes on.
-enum Flow {
+pub(super) enum Flow {
     On,
     Leave,
 }
@@ -102,77 +101,6 @@ impl RunTask {
             told_of_end: false,
             listed_as: "",
         }
-    }
-
-    /// Start a new run; the task ends at once if it can't be started.
-    pub(super) async fn start(
-        shared: Arc<Shared>,
-        entry: Arc<RunEntry>,
-        inbox: mpsc::Receiver<Message>,
-        started: RunStarted,
-        request: Request,
-        answer: Answer,
-    ) {
-        let now = shared.clock.now();
-        let mut turn = match Turn::begin(started, &request.actor, now) {
-            Ok(turn) => turn,
-            Err(rejection) => {
-                shared.runs.remove(&entry);
-                let _ = answer.send(Err(errors::rejected(&rejection)));
-                return;
-            }
-        };
-        let run = Arc::new(turn.run().clone());
-        let mut task = Self::new(&shared, &entry, inbox, run);
-        turn.requests.extend(request.append(turn.now, &entry.id));
-        task.place(&mut turn, true);
-        let mut answer = Some(answer);
-        let mut pause = AGAIN_AFTER;
-        let noting = shared.projector.begin();
-        loop {
-            let appends = turn.appends(&task.stream, &shared.ours);
-            let failed = match turn.broken.take() {
-                Some(why) => {
-                    error!(run_id = %entry.id, "a new run can't be begun: {why}");
-                    AppendError::Unavailable(why)
-                }
-                None => match shared.append(appends).await {
-                    Ok(_) => break,
-                    Err(e) => e,
-                },
-            };
-            if let AppendError::Conflict { stream, .. } = &failed
-                && *stream == task.stream
-            {
-                // The append whose outcome was not known is on disk after all.
-                break;
-            }
-            let error = match &failed {
-                AppendError::Conflict { stream, .. } if request.is_stream(stream) => {
-                    shared.repeated_start(&request).await
-                }
-                other @ (AppendError::Conflict { .. }
-                | AppendError::TooLarge { .. }
-                | AppendError::Damaged { .. }
-                | AppendError::Unavailable(_)) => Err(errors::append_failed(other)),
-            };
-            if let Some(answer) = answer.take() {
-                let _ = answer.send(error);
-            }
-            if !matches!(failed, AppendError::Unavailable(_)) || shared.is_stopping() {
-                task.leave_table();
-                shared.runs.remove(&entry);
-                return;
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(AGAIN_AT_MOST);
-        }
-        if let Some(answer) = answer {
-            turn.answers.push(Pending::Taken(answer));
-        }
-        task.act(turn);
-        drop(noting);
-        task.serve().await;
     }
 
     /// A run that the journal already has: do what is outstanding, and go on.
@@ -251,15 +179,15 @@ impl RunTask {
         match message {
             Message::Report { agent, report, reply } => self.report(turn, agent, *report, reply),
             Message::Command { command, request, answer } => {
-                Self::command(turn, *command, &request, answer, &self.shared)
+                Self::command(turn, &command, &request, answer, &self.shared);
             }
             Message::Status { fence, status } => {
-                let by = self.shared.actor_of(&fence.agent);
+                let by = Shared::actor_of(&fence.agent);
                 let _ = turn.decide(&Command::ReportStatus { fence, status: *status }, &by);
             }
             Message::Deny { fence, why } => {
                 turn.again.push(Message::Deny { fence: fence.clone(), why: why.clone() });
-                let by = self.shared.actor_of(&fence.agent);
+                let by = Shared::actor_of(&fence.agent);
                 self.ours(turn, &Command::Deny { fence, why }, &by);
             }
             Message::Lost { instance } => {
@@ -288,7 +216,7 @@ impl RunTask {
         }
     }
 
-    fn command(turn: &mut Turn, command: Command, request: &Request, answer: Answer, shared: &Shared) {
+    fn command(turn: &mut Turn, command: &Command, request: &Request, answer: Answer, shared: &Shared) {
         match request.taken(&shared.journal) {
             Ok(None) => {}
             Ok(Some(taken)) => {
@@ -300,7 +228,7 @@ impl RunTask {
             }
             Err(e) => return turn.answers.push(Pending::Refused(answer, Box::new(errors::read_failed(&e)))),
         }
-        match turn.decide(&command, &request.actor) {
+        match turn.decide(command, &request.actor) {
             Ok(()) => {
                 let run = turn.run().id.clone();
                 let append = request.append(turn.now, &run);
@@ -327,7 +255,7 @@ impl RunTask {
     }
 
     /// Give seats back, ask for new ones, and assign what got one. `look_at_all`: something around the run has changed.
-    fn place(&mut self, turn: &mut Turn, look_at_all: bool) {
+    pub(super) fn place(&mut self, turn: &mut Turn, look_at_all: bool) {
         self.give_seats_back(turn);
         let wanted = match turn.touched() {
             _ if look_at_all => turn.run().outstanding(turn.now),
@@ -379,14 +307,14 @@ impl RunTask {
         });
     }
 
-    fn leave_table(&mut self) {
+    pub(super) fn leave_table(&mut self) {
         for (index, _) in self.seats.drain(..) {
             self.shared.registry.release(&self.entry, index);
         }
     }
 
     /// The turn is on disk: let its effects out.
-    fn act(&mut self, mut turn: Turn) {
+    pub(super) fn act(&mut self, mut turn: Turn) {
         let Made { run, events, touched } = turn.made(&self.shared.ours);
         let at = turn.now;
         let before = run.seq - events.len() as u64;
@@ -479,7 +407,7 @@ impl RunTask {
         });
     }
 
-    fn tell_watchers(&mut self, events: Vec<(u64, Timestamp, Actor, Event)>) {
+    pub(super) fn tell_watchers(&mut self, events: Vec<(u64, Timestamp, Actor, Event)>) {
         for (seq, at, by, event) in events {
             let event = RunEvent { seq, at, by, event: Arc::new(event), run: Arc::clone(&self.run) };
             self.watchers.retain(|watcher| watcher.send(event.clone()));
@@ -506,95 +434,6 @@ impl RunTask {
         }
     }
 
-    /// The append failed: nothing has happened, or everything, and the journal knows. Go on from what it says.
-    async fn give_up(&mut self, turn: Turn, failed: AppendError) -> Flow {
-        let Turn { answers, again, .. } = turn;
-        for pending in answers {
-            match pending {
-                Pending::Report(to, _) => {
-                    to.send(reply(&ReportReply::Retry { why: "the journal does not answer".to_owned() }));
-                }
-                Pending::Taken(answer) => drop(answer.send(Err(errors::append_failed(&failed)))),
-                Pending::Refused(answer, e) => drop(answer.send(Err(*e))),
-            }
-        }
-        self.later = again;
-        match &failed {
-            AppendError::Damaged { what, .. } => {
-                return self.quarantine(Turn::new(&self.run, self.shared.clock.now()), what);
-            }
-            AppendError::TooLarge { .. } => {
-                error!(run_id = %self.entry.id, "a turn does not fit in the journal: {failed}");
-                let why = failed.to_string();
-                return self.quarantine(Turn::new(&self.run, self.shared.clock.now()), &why);
-            }
-            AppendError::Conflict { .. } | AppendError::Unavailable(_) => {
-                warn!(run_id = %self.entry.id, "an append failed, nothing is done until the journal stands: {failed}");
-            }
-        }
-        let mut pause = AGAIN_AFTER;
-        loop {
-            if self.shared.is_stopping() {
-                return Flow::Leave;
-            }
-            match self.catch_up() {
-                Ok(()) => break,
-                Err(CatchUp::Broken(why)) => {
-                    return self.quarantine(Turn::new(&self.run, self.shared.clock.now()), &why);
-                }
-                Err(CatchUp::Later(why)) => debug!(run_id = %self.entry.id, "the journal can't be read: {why}"),
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(AGAIN_AT_MOST);
-        }
-        tokio::time::sleep(pause).await;
-        // Whatever was lost with the scratch is found again by looking at everything.
-        self.entry.look_again();
-        Flow::On
-    }
-
-    /// Take what the journal has of this run beyond what is in memory.
-    fn catch_up(&mut self) -> Result<(), CatchUp> {
-        loop {
-            let records = self.shared.journal.read_stream(&self.stream, self.run.seq, 1_000);
-            let records = records.map_err(|e| CatchUp::Later(e.to_string()))?;
-            if records.is_empty() {
-                return Ok(());
-            }
-            let mut run = (*self.run).clone();
-            let mut touched = Touched::default();
-            let mut events = Vec::with_capacity(records.len());
-            for record in records {
-                let event =
-                    serde_json::from_str::<Event>(record.event.get()).map_err(|e| CatchUp::Broken(e.to_string()))?;
-                touched.merge(run.apply(record.at, &event).map_err(|e| CatchUp::Broken(e.to_string()))?);
-                events.push((record.seq, record.at, record.by, event));
-            }
-            self.run = Arc::new(run);
-            self.entry.publish(&self.run);
-            self.shared.projector.changed(&self.entry, &self.run);
-            self.shared.tell_milestones(&self.run, &touched);
-            self.tell_watchers(events);
-            self.reconcile(self.run.outstanding(self.shared.clock.now()));
-            self.set_wake_up();
-        }
-    }
-
-    fn quarantine(&mut self, turn: Turn, why: &str) -> Flow {
-        error!(run_id = %self.entry.id, "the run is put in quarantine: {why}");
-        for pending in turn.answers {
-            match pending {
-                Pending::Report(to, _) => to.send(reply(&ReportReply::Retry { why: format!("quarantine: {why}") })),
-                Pending::Taken(answer) => drop(answer.send(Err(errors::quarantined(&self.entry.id, why)))),
-                Pending::Refused(answer, e) => drop(answer.send(Err(*e))),
-            }
-        }
-        metrics::counter!(RUNS_QUARANTINED).increment(1);
-        self.entry.quarantine(why);
-        self.shared.projector.changed(&self.entry, &self.run);
-        Flow::Leave
-    }
-
     fn may_leave(&mut self, signals: Signals) -> Flow {
         if signals.retire() && self.told_of_end && self.watchers.is_empty() {
             self.shared.runs.remove(&self.entry);
@@ -602,11 +441,6 @@ impl RunTask {
         }
         Flow::On
     }
-}
-
-enum CatchUp {
-    Later(String),
-    Broken(String),
 }
 
 /// The stream of a run.

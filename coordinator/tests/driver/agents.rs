@@ -216,3 +216,45 @@ async fn a_jump_of_the_wall_clock_gives_attempts_their_time_again() {
     agent.report(&task, succeeded(json!({}))).await;
     house.ended(&run.id).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn runs_take_turns_and_what_is_urgent_goes_first() {
+    let house = House::open().await;
+    let wide = playbook(
+        &[
+            "id: a, action: test.work",
+            "id: b, action: test.work",
+            "id: c, action: test.work",
+            "id: d, action: test.work",
+        ],
+        "",
+    );
+    let many = house.start(&wide).await;
+    let one = house.start(&chain(1)).await;
+    let urgent = house.start(&chain(1).replace("- id: only\n", "- id: only\n      priority: critical\n")).await;
+    let mut agent = Agent::start(house.bus.clone(), "infra-1", "i1", |r| r.slots = 1).await;
+    let mut order = Vec::new();
+    for _ in 0..6 {
+        let task = agent.next(TaskReply::Accepted).await;
+        agent.report(&task, succeeded(json!({}))).await;
+        order.push(task.key.run);
+    }
+    let (many, one, urgent) = (many.id.as_str(), one.id.as_str(), urgent.id.as_str());
+    assert_eq!(order, [urgent, many, one, many, many, many]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn placement_says_for_each_agent_why_it_is_not_asked() {
+    let house = House::open().await;
+    let _plain = house.agent("infra-1").await;
+    let _other = Agent::start(house.bus.clone(), "infra-2", "i2", |r| {
+        r.labels = [("site".to_owned(), "us".to_owned())].into();
+        r.actions.clear();
+    })
+    .await;
+    let yaml = chain(1).replace("role: infra", "role: infra, labels: {site: us}");
+    let run = house.start(&yaml).await;
+    let waits = house.up.explain_run(&ns(), &run.id).await.unwrap();
+    assert!(waits[0].waits_for.contains("infra-1 has not the label site=us"), "{waits:?}");
+    assert!(waits[0].waits_for.contains("infra-2 does not offer test.work"), "{waits:?}");
+}

@@ -3,7 +3,10 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use muster_bus::message::{ReportReply, TaskReply};
-use muster_coordinator::control::{Control, PlaybookSource};
+use muster_coordinator::{
+    control::{Control, PlaybookSource, RunFilter},
+    driver::OpenError,
+};
 use muster_engine::run::{Command, event::Purpose};
 use serde_json::json;
 
@@ -96,7 +99,7 @@ async fn after_a_crash_the_run_goes_on_where_it_was() {
     agent.succeed(1).await;
     let run = house.ended(&run.id).await;
     assert!(run.steps.iter().all(|s| s.attempts.len() == 1));
-    let listed = house.up.list_runs(&ns(), &Default::default(), 10, "").await.unwrap();
+    let listed = house.up.list_runs(&ns(), &RunFilter::default(), 10, "").await.unwrap();
     assert_eq!(listed.items[0].state, "SUCCEEDED");
     assert_eq!(listed.items[0].started_by.as_str(), "person/operator");
     house.crash_and_reopen().await;
@@ -120,4 +123,29 @@ async fn an_attempt_that_the_agent_no_longer_has_after_a_crash_is_not_waited_for
     agent.report(&task, succeeded(json!({}))).await;
     let run = house.ended(&run.id).await;
     assert_eq!(run.steps[0].attempts[1].purpose, Purpose::Run);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_coordinator_does_not_take_a_bus_that_has_one() {
+    let house = House::open().await;
+    let refused = house.open_another().await;
+    assert!(matches!(refused, Err(OpenError::AnotherAnswers)), "{:?}", refused.err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_can_not_be_read_quarantines_its_run_alone() {
+    let mut house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let (bad, good) = (house.start(&chain(1)).await, house.start(&chain(1)).await);
+    let tasks = [agent.next(TaskReply::Accepted).await, agent.next(TaskReply::Accepted).await];
+    house.up.shutdown().await;
+    house.journal.scribble(&format!("run/{}", bad.id), bad.seq).await;
+    house.crash_and_reopen().await;
+    agent.register_with(|r| r.holds = tasks.iter().map(|t| t.key.clone()).collect()).await;
+    let good_task = tasks.iter().find(|t| t.key.run == good.id.as_str()).unwrap();
+    assert_eq!(agent.report(good_task, succeeded(json!({}))).await, ReportReply::Recorded { orders: vec![] });
+    house.ended(&good.id).await;
+    let listed = house.up.list_runs(&ns(), &RunFilter::default(), 10, "").await.unwrap();
+    let states: Vec<_> = listed.items.iter().map(|r| (r.id == bad.id, r.state)).collect();
+    assert!(states.contains(&(true, "QUARANTINED")) && states.contains(&(false, "SUCCEEDED")), "{states:?}");
 }

@@ -22,9 +22,9 @@ use muster_bus::{
 };
 use muster_coordinator::{
     control::{Caller, Control, PlaybookSource},
-    driver::{Clock, Config, Coordinator},
+    driver::{Clock, Config, Coordinator, OpenError},
     journal::{
-        AppendError, Appended, Head, Journal, Position, ReadError, Record, StreamAppend, StreamId,
+        AppendError, Appended, Head, Journal, NewRecord, Position, ReadError, Record, StreamAppend, StreamId,
         memory::MemoryJournal,
     },
     store::Store,
@@ -67,6 +67,11 @@ impl House {
         self.up = open(&self.journal, &self.bus, &store, &self.wall_offset_ms).await;
     }
 
+    /// While this one is up.
+    pub(crate) async fn open_another(&self) -> Result<Coordinator, OpenError> {
+        try_open(&self.journal, &self.bus, &self.dir.path().join("another"), &self.wall_offset_ms).await
+    }
+
     pub(crate) async fn start(&self, yaml: &str) -> Arc<Run> {
         let source = PlaybookSource::Inline(yaml.to_owned());
         let started = self.up.start_run(&ns(), &source, json!({}), "", None, false, &operator()).await;
@@ -104,12 +109,21 @@ async fn open(
     dir: &std::path::Path,
     wall_offset_ms: &Arc<std::sync::atomic::AtomicI64>,
 ) -> Coordinator {
+    try_open(journal, bus, dir, wall_offset_ms).await.unwrap()
+}
+
+async fn try_open(
+    journal: &Arc<Watched>,
+    bus: &Arc<LocalBus>,
+    dir: &std::path::Path,
+    wall_offset_ms: &Arc<std::sync::atomic::AtomicI64>,
+) -> Result<Coordinator, OpenError> {
     let (store, _) = Store::open(&dir.join("store"), CLUSTER, journal.head().position).unwrap();
     let store = Arc::new(store);
     let mut config = Config::new(Arc::clone(journal) as _, store, Arc::clone(bus) as _, CLUSTER);
     config.clock = clock(wall_offset_ms);
     config.shipped = vec![offer("test.work")];
-    Coordinator::open(config).await.unwrap()
+    Coordinator::open(config).await
 }
 
 /// Follows the paused clock; each coordinator finds the wall set back to the same moment.
@@ -333,6 +347,8 @@ pub(crate) fn succeeded(output: Value) -> ReportBody {
     ReportBody::Finished { outcome }
 }
 
+type HeldAnswer = Box<dyn FnOnce() + Send>;
+
 /// A journal in memory that counts, and that can be slow or fail.
 #[derive(Default)]
 pub(crate) struct Watched {
@@ -342,7 +358,7 @@ pub(crate) struct Watched {
     /// With `fails`: the records are there nevertheless.
     pub(crate) keeps: AtomicBool,
     /// Answers wait here until they are let go.
-    held: Mutex<Option<Vec<Box<dyn FnOnce() + Send>>>>,
+    held: Mutex<Option<Vec<HeldAnswer>>>,
 }
 
 impl Watched {
@@ -351,11 +367,22 @@ impl Watched {
         *self.held.lock().unwrap() = Some(Vec::new());
     }
 
+    /// Append a record that nobody can read to a stream.
+    pub(crate) async fn scribble(&self, stream: &str, expected_seq: u64) {
+        let event = serde_json::value::to_raw_value(&json!({"type": "never_heard_of"})).unwrap();
+        let record = NewRecord { at: Timestamp::UNIX_EPOCH, by: "nobody".into(), event };
+        let stream = StreamId(stream.into());
+        let append = StreamAppend { stream, expected_seq, records: vec![record] };
+        self.inner.append(vec![append]).await.unwrap().unwrap();
+    }
+
     /// Answer everything that waits, and everything that comes.
     pub(crate) fn let_go(&self) -> usize {
         let held = self.held.lock().unwrap().take().unwrap_or_default();
         let count = held.len();
-        held.into_iter().for_each(|answer| answer());
+        for answer in held {
+            answer();
+        }
         count
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use muster_bus::message::{FailureKind, Order, Outcome, ReportBody, ReportReply, TaskReply};
-use muster_coordinator::control::{Caller, Control, PlaybookSource};
+use muster_coordinator::control::{Caller, Control, PlaybookSource, RunFilter};
 use muster_engine::run::{
     Command, Resolution,
     event::RunOutcome,
@@ -105,7 +105,7 @@ async fn the_same_request_twice_is_one_request_even_after_a_crash() {
     house.crash_and_reopen().await;
     assert_eq!(start(&house, "once").await.unwrap().id, first.id);
     assert_eq!(start(&house, "other").await.unwrap_err().code, "REQUEST_ID_REUSED");
-    assert_eq!(house.up.list_runs(&ns(), &Default::default(), 10, "").await.unwrap().items.len(), 1);
+    assert_eq!(house.up.list_runs(&ns(), &RunFilter::default(), 10, "").await.unwrap().items.len(), 1);
     let again = Caller { request_id: Some("6a9f4c1e-0000-4000-8000-000000000002".into()), ..operator() };
     let cancel = || Command::Cancel { reason: "enough".into(), force: false };
     let cancelled = house.up.command_run(&ns(), &first.id, cancel(), &again).await.unwrap();
