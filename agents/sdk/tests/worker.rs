@@ -177,7 +177,7 @@ async fn nothing_changes_before_prepared_is_recorded() {
     assert_eq!(agent.act.runs(), 1, "on any other answer nothing is changed");
     let mut never = coordinator.task("never", json!({"prepare": {}}));
     (never.prepare, never.timeout_ms) = (true, 20_000);
-    coordinator.heard().report_answers.extend([None, None]);
+    coordinator.heard().report_answers.extend(vec![None; 4]);
     let outcome = coordinator.carry_out(&never).await;
     assert!(failed(&outcome).1.contains("nothing was changed"), "{outcome:?}");
     assert_eq!(agent.act.runs(), 1);
