@@ -179,6 +179,17 @@ fn a_found_instance_takes_its_mark_away_and_denies_what_it_never_had_once_nothin
 }
 
 #[test]
+fn an_attempt_that_has_prepared_cannot_be_denied_any_more() {
+    let mut world = World::new(one(|_| {}));
+    let fence = world.assign("a");
+    world.prepare("a", json!("was"));
+    assert_eq!(world.command(&Command::Deny { fence, why: NotStarted::Busy }), []);
+    world.go_to(60);
+    assert_eq!(world.command(&Command::FindInstance { instance: "infra-1-a".into(), holds: Vec::new() }), []);
+    assert_eq!(*world.state("a"), StepState::Active);
+}
+
+#[test]
 fn host_scoped_work_stays_on_the_host_where_it_began() {
     let mut world = World::new(one(|a| a.action.facts.scope = ActionScope::Host));
     world.assign("a");

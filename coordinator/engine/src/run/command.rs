@@ -52,7 +52,8 @@ pub enum Command {
         /// What it says.
         status: StatusNote,
     },
-    /// The instance will not start the attempt, or says that it never had it.
+    /// The instance will not start the attempt, or says that it never had it. Says nothing of an attempt that has prepared or
+    /// sent a status: that one has started.
     Deny {
         /// The fence.
         fence: Fence,

@@ -94,7 +94,7 @@ impl Run {
         let (step, planned) = (&self.steps[i], &self.plan.steps[i]);
         let subject = WaitingSubject::Step(planned.id.clone());
         match &step.state {
-            StepState::Queued { .. } => Some(self.explain_queued(i, now)),
+            StepState::Queued { .. } => self.explain_queued(i, now),
             StepState::Active => self.explain_active(i, now),
             StepState::Asking { question, kind, remind_at } => Some(Waiting {
                 subject,
@@ -125,10 +125,10 @@ impl Run {
         }
     }
 
-    fn explain_queued(&self, i: usize, now: Timestamp) -> Waiting {
+    fn explain_queued(&self, i: usize, now: Timestamp) -> Option<Waiting> {
         let (step, planned) = (&self.steps[i], &self.plan.steps[i]);
         let StepState::Queued { purpose, not_before, wake_at, why } = &step.state else {
-            unreachable!("explain_step calls this for queued steps only")
+            return None;
         };
         let action = self.action_for(i, *purpose);
         let backoff = *not_before > now;
@@ -157,7 +157,7 @@ impl Run {
         } else {
             ("the owner is reminded", Some(*wake_at))
         };
-        Waiting {
+        Some(Waiting {
             subject: WaitingSubject::Step(planned.id.clone()),
             waits_for,
             on_whom,
@@ -165,7 +165,7 @@ impl Run {
             next_action: next_action.to_owned(),
             next_at,
             hint: format!("start an agent of role {}, or resolve the step", planned.agent.role),
-        }
+        })
     }
 
     fn explain_active(&self, i: usize, now: Timestamp) -> Option<Waiting> {

@@ -319,4 +319,9 @@ impl Step {
         let number = AttemptNumber::try_from(self.attempts.len()).ok()?;
         self.attempts.last().filter(|a| a.end.is_none()).map(|a| (number, a))
     }
+
+    /// Whether its agent has said something of the unconfirmed attempt: then it has started, whatever is said later.
+    pub fn live_attempt_has_begun(&self) -> bool {
+        self.live_attempt().is_some_and(|(number, a)| a.status.is_some() || self.prepared.contains_key(&number))
+    }
 }

@@ -251,6 +251,8 @@ impl Run {
             StepNext::Skipped { .. } => false,
         };
         refuse(!fits, "the step can't go there after an attempt of this purpose")?;
+        let never_began = matches!(end, AttemptEnd::NotStarted { .. });
+        refuse(never_began && self.steps[i].live_attempt_has_begun(), "the attempt has begun")?;
         let order = self.done_count;
         let plan = Arc::clone(&self.plan);
         let step = Arc::make_mut(&mut self.steps[i]);

@@ -51,13 +51,13 @@ pub(super) fn status(run: &Run, fence: &Fence, status: &StatusNote) -> Vec<Event
     vec![Event::StatusReported { step: fence.step.clone(), attempt: fence.attempt, status: status.clone() }]
 }
 
-/// It never started.
+/// It never started. Who has prepared or sent a status says otherwise: that attempt ends by its report or its clock.
 pub(super) fn deny(run: &Run, fence: &Fence, why: &NotStarted, now: Timestamp) -> Result<Vec<Event>, Rejection> {
     if run.step_index(&fence.step).is_none() {
         return Err(Rejection::UnknownStep(fence.step.clone()));
     }
     match live(run, fence) {
-        Ok((i, purpose)) if !run.has_ended() => {
+        Ok((i, purpose)) if !run.has_ended() && !run.steps[i].live_attempt_has_begun() => {
             let next = StepAt::new(run, i, now).not_started(purpose, why);
             let end = AttemptEnd::NotStarted { why: why.clone() };
             Ok(vec![Event::AttemptEnded { step: fence.step.clone(), attempt: fence.attempt, end, next }])
