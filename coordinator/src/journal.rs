@@ -3,11 +3,13 @@
 //! What is guaranteed: appends of one call are atomic over all their streams; an `Ok` means that they are on disk; the
 //! order of `Ok`s is the order of the log. What is not: after `Unavailable` nobody knows whether the records are there.
 
+pub mod bench;
 #[cfg(test)]
 mod conformance;
 pub mod log;
 pub mod memory;
 pub(crate) mod record;
+pub mod tools;
 
 use std::sync::Arc;
 

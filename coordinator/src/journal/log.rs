@@ -12,7 +12,7 @@
 
 mod commit;
 pub mod disk;
-mod files;
+pub(crate) mod files;
 mod format;
 mod index;
 mod open;
@@ -21,7 +21,7 @@ mod read;
 mod scan;
 #[cfg(test)]
 mod tests;
-mod walk;
+pub(crate) mod walk;
 
 use std::{
     io,

@@ -105,7 +105,7 @@ pub(crate) fn write_json_str(out: &mut Vec<u8>, text: &str) {
 
 /// JSON may have line ends between its tokens, never inside a string (there they are escaped): a space says the same.
 fn write_one_line(out: &mut Vec<u8>, json: &[u8]) {
-    if json.contains(&b'\n') || json.contains(&b'\r') {
+    if memchr::memchr2(b'\n', b'\r', json).is_some() {
         out.extend(json.iter().map(|&b| if b == b'\n' || b == b'\r' { b' ' } else { b }));
     } else {
         out.extend_from_slice(json);

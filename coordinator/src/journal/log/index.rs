@@ -124,7 +124,7 @@ impl Index {
 
     /// Why the stream takes no more records.
     pub(crate) fn damage_of(&self, slot: Slot) -> Option<&str> {
-        if self.damaged.is_empty() { None } else { self.damaged.get(&slot).map(String::as_str) }
+        self.damaged.get(&slot).map(String::as_str)
     }
 
     pub(crate) fn mark_damaged(&mut self, stream: &StreamId, what: &str) {
@@ -137,6 +137,9 @@ impl Index {
     }
 
     pub(crate) fn check_damage(&self, stream: &StreamId) -> Result<(), AppendError> {
+        if self.damaged.is_empty() {
+            return Ok(());
+        }
         let what = self.get(stream).and_then(|(slot, _)| self.damage_of(slot));
         what.map_or(Ok(()), |what| Err(AppendError::Damaged { stream: stream.clone(), what: what.into() }))
     }

@@ -76,14 +76,7 @@ impl Setup<'_> {
     ) -> Result<Opened, OpenError> {
         let mut losses = walked.losses;
         if clusters.is_empty() {
-            losses.push(super::Loss {
-                file: "cluster".into(),
-                from: 0,
-                to: 0,
-                what: "the file is missing: nobody knows which log this is".into(),
-                streams: Vec::new(),
-                all_named: false,
-            });
+            losses.push(super::Loss::no_cluster());
         }
         let accepted = |key: &String| clusters.iter().any(|cluster| cluster.accepted.contains(key));
         let refused: Vec<_> = losses.iter().filter(|loss| !loss.all_named && !accepted(&loss.key())).cloned().collect();

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     OpenError,
@@ -20,7 +20,7 @@ use crate::journal::{
 };
 
 /// Something that was in the log and is not, or is not what was written.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Loss {
     /// Which file, seen from the data directory.
     pub file: String,
@@ -37,6 +37,11 @@ pub struct Loss {
 }
 
 impl Loss {
+    pub(crate) fn no_cluster() -> Self {
+        let what = "the file is missing: nobody knows which log this is".to_owned();
+        Self { file: "cluster".into(), from: 0, to: 0, what, streams: Vec::new(), all_named: false }
+    }
+
     /// How an accepted loss is known again.
     pub(crate) fn key(&self) -> String {
         format!("{}:{}", self.file, self.from)

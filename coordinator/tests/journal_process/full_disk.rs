@@ -1,0 +1,80 @@
+//! A disk that is really full: a small tmpfs in a user namespace of its own.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use muster_coordinator::journal::{
+    Journal as _, Position, StreamAppend, StreamId,
+    log::{Health, LogJournal},
+    tools,
+};
+use tempfile::TempDir;
+
+use crate::{say, this_program, writer};
+
+const WITHIN: Duration = Duration::from_secs(30);
+
+pub(crate) fn a_full_disk_is_waited_for() {
+    let place = TempDir::new().expect("a directory");
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--user", "--map-root-user", "--mount", "sh", "-c"]);
+    let can_mount =
+        unshare.arg("mount -t tmpfs -o size=1m none \"$0\"").arg(place.path()).stderr(Stdio::null()).status();
+    if !can_mount.is_ok_and(|status| status.success()) {
+        say(
+            "no tmpfs can be mounted in a user namespace here; that a full disk is waited for is tested with a disk that \
+             only says it is full (journal::log::tests::faults)",
+        );
+        return;
+    }
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--user", "--map-root-user", "--mount", "sh", "-c"]);
+    unshare.arg("mount -t tmpfs -o size=1m none \"$0\" && exec \"$1\" full-disk \"$0\"");
+    let status = unshare.arg(place.path()).arg(this_program().get_program()).status().expect("unshare was there");
+    assert!(status.success(), "{status}");
+}
+
+/// On a file system of one MiB: the ballast leaves room for little more than the first segment.
+pub(crate) fn run(place: &Path) {
+    let (data, ballast) = (place.join("data"), place.join("ballast"));
+    fs::write(&ballast, vec![1; 600 << 10]).expect("there is room for it");
+    let (journal, _) = LogJournal::open(&data, writer::options()).expect("there is room for a segment");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let mut health = journal.health();
+    let stream = StreamId("run/1".into());
+    let mut seq = 0;
+    let waiting = runtime.block_on(async {
+        loop {
+            let append = StreamAppend {
+                stream: stream.clone(),
+                expected_seq: seq,
+                records: vec![writer::record(&stream, seq + 1)],
+            };
+            seq += 1;
+            let mut answer = journal.append(vec![append]);
+            tokio::select! {
+                answered = &mut answer => { answered.expect("it is answered").expect("there is room"); }
+                full = health.wait_for(|h| matches!(h, Health::WaitingForRoom { .. })) => {
+                    full.expect("the journal is there");
+                    break answer;
+                }
+            }
+        }
+    });
+    assert!(seq > 100, "{seq}");
+    assert_eq!(journal.head().position, Position(seq - 1), "what does not fit is not answered");
+    fs::remove_file(&ballast).expect("it is there");
+    let stands_again = async {
+        let answer = tokio::time::timeout(WITHIN, waiting).await.expect("there is room in time");
+        answer.expect("it is answered").expect("there is room");
+    };
+    runtime.block_on(stands_again);
+    assert_eq!(*journal.health().borrow(), Health::Standing);
+    drop(journal);
+    let report = tools::verify(&data).expect("it can be read");
+    assert!(report.whole && report.records == seq, "{seq} {report:?}");
+}
