@@ -1,6 +1,10 @@
 //! `pgbouncer.probe`: many clients through the pool.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use muster_agent::{Action, ActionError, ActionSpec, Context, Done};
@@ -22,7 +26,8 @@ use crate::{
 /// many server connections the pool used for them.
 ///
 /// Clients stay connected until all have done their work, as an application's do: a pool that gives a server connection to
-/// a client for as long as it stays can't serve more clients than it has connections.
+/// a client for as long as it stays can't serve more clients than it has connections. The first transaction of each client
+/// is not measured: it may pay for opening a server connection.
 pub struct Probe;
 
 /// Parameters of `pgbouncer.probe`.
@@ -37,10 +42,15 @@ pub struct ProbeParams {
     #[serde(default = "fifty")]
     #[schemars(range(min = 1, max = 500))]
     pub clients: u32,
-    /// How many transactions each does.
+    /// How many transactions each does, besides the first one.
     #[serde(default = "ten")]
     #[schemars(range(min = 1, max = 1000))]
     pub transactions: u32,
+    /// How long a client thinks between two transactions, in milliseconds: without it the machine's limit is measured, not
+    /// the pool.
+    #[serde(default = "twenty")]
+    #[schemars(range(max = 1000))]
+    pub pause_ms: u64,
     /// What a transaction asks.
     #[serde(default = "select_one")]
     pub query: String,
@@ -58,6 +68,10 @@ fn ten() -> u32 {
     10
 }
 
+fn twenty() -> u64 {
+    20
+}
+
 fn select_one() -> String {
     "select 1".into()
 }
@@ -69,7 +83,7 @@ fn five_seconds() -> u64 {
 /// Output of `pgbouncer.probe`. Also given with the failure when not one transaction succeeded.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ProbeOutput {
-    /// Transactions that should be done: clients times transactions.
+    /// Transactions that should be measured: clients times transactions.
     pub attempted: u64,
     /// Transactions that were done.
     pub succeeded: u64,
@@ -102,8 +116,10 @@ impl Action for Probe {
 
     async fn run(&self, ctx: &Context, with: &Value) -> Result<Done, ActionError> {
         let with: ProbeParams = params::read(with)?;
-        if !(1..=500).contains(&with.clients) || !(1..=1000).contains(&with.transactions) {
-            return Err(ActionError::permanent("clients must be 1 to 500, transactions 1 to 1000"));
+        if !(1..=500).contains(&with.clients) || !(1..=1000).contains(&with.transactions) || with.pause_ms > 1000 {
+            return Err(ActionError::permanent(
+                "clients must be 1 to 500, transactions 1 to 1000, pause_ms at most 1000",
+            ));
         }
         let admin = with.admin.target(ctx, with.timeout_ms)?;
         let pool = with.pool.target(ctx, with.timeout_ms)?;
@@ -152,7 +168,7 @@ async fn probe(
         let gates = (Arc::clone(&worked), Arc::clone(&leave));
         clients.spawn(client(ctx.clone(), with.clone(), pool.clone(), gates));
     }
-    let longest_ms = with.timeout_ms * (u64::from(with.transactions) + 2);
+    let longest_ms = (with.timeout_ms + with.pause_ms) * (u64::from(with.transactions) + 3);
     within(ctx, longest_ms, "the clients", worked.wait()).await?;
     let server_connections = console.server_connections(pool.database()).await;
     let offered = console.databases().await;
@@ -211,11 +227,14 @@ async fn client(ctx: Context, with: ProbeParams, pool: Target, gates: (Arc<Barri
     };
     if let Some(connected) = &connected {
         let transaction = format!("begin; {}; commit", with.query);
-        for _ in 0..with.transactions {
+        for number in 0..=with.transactions {
+            if number > 0 {
+                tokio::time::sleep(Duration::from_millis(with.pause_ms)).await;
+            }
             let start = Instant::now();
             let error = match within(&ctx, with.timeout_ms, "the pool", connected.rows(&transaction)).await {
                 Ok(Ok(_)) => {
-                    worked.transactions.push(ms_since(start));
+                    worked.transactions.extend((number > 0).then(|| ms_since(start)));
                     continue;
                 }
                 Ok(Err(e)) => said(&e),
