@@ -73,6 +73,9 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// How long another coordinator has to answer before this one takes its place.
 const CHECK_WITHIN: Duration = Duration::from_secs(2);
 
+/// How long a stop waits for what is under way.
+const STOP_WITHIN: Duration = Duration::from_secs(20);
+
 /// Milestone changes that wait for a watcher at most.
 const MILESTONE_BACKLOG: usize = 1_024;
 
@@ -209,7 +212,9 @@ impl Coordinator {
             entry.look_again();
         }
         self.shared.tasks.close();
-        self.shared.tasks.wait().await;
+        if tokio::time::timeout(STOP_WITHIN, self.shared.tasks.wait()).await.is_err() {
+            error!("not everything has come to rest; what is not on disk was not answered either");
+        }
     }
 
     /// The data directory's id.

@@ -118,12 +118,26 @@ impl Store {
         if position <= meta.position {
             return Ok(());
         }
+        self.write(&mut meta, position, writes)
+    }
+
+    /// Applies writes that follow from nothing new in the log, such as a run's quarantine, all of them or none.
+    ///
+    /// # Errors
+    /// As [`Store::apply_batch`].
+    pub fn amend(&self, writes: Vec<StoreWrite>) -> Result<(), StoreError> {
+        let mut meta = self.meta.lock().unwrap_or_else(PoisonError::into_inner);
+        let position = meta.position;
+        self.write(&mut meta, position, writes)
+    }
+
+    fn write(&self, meta: &mut Meta, position: Position, writes: Vec<StoreWrite>) -> Result<(), StoreError> {
         *meta = self.with(|tree| {
             let mut staged = Staged::new(tree);
             for write in writes {
                 stage(&mut staged, write)?;
             }
-            staged.commit(&meta, position)
+            staged.commit(meta, position)
         })?;
         Ok(())
     }

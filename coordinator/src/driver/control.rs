@@ -88,12 +88,13 @@ impl Control for Coordinator {
         validate_only: bool,
         caller: &Caller,
     ) -> Result<Arc<Run>, ControlError> {
-        let named = match source {
-            PlaybookSource::Stored { name, revision } => json!([name, revision]),
-            PlaybookSource::Inline(yaml) => json!(yaml),
-        };
-        let body = json!(["start_run", namespace, named, inputs, note, plan_digest]).to_string();
-        let request = Request::new(namespace, caller, &body);
+        let request = Request::new(namespace, caller, || {
+            let named = match source {
+                PlaybookSource::Stored { name, revision } => json!([name, revision]),
+                PlaybookSource::Inline(yaml) => json!(yaml),
+            };
+            json!(["start_run", namespace, named, inputs, note, plan_digest]).to_string()
+        });
         if request.taken(&self.shared.journal).map_err(|e| errors::read_failed(&e))?.is_some() {
             return self.shared.repeated_start(&request);
         }
@@ -142,7 +143,7 @@ impl Control for Coordinator {
         command: Command,
         caller: &Caller,
     ) -> Result<Arc<Run>, ControlError> {
-        let request = Request::new(namespace, caller, &format!("command_run {namespace} {id} {command:?}"));
+        let request = Request::new(namespace, caller, || format!("command_run {namespace} {id} {command:?}"));
         let entry = self.shared.existing(namespace, id).await?;
         let (answer, answered) = oneshot::channel();
         let message = Message::Command { command: Box::new(command), request: Box::new(request), answer };

@@ -197,7 +197,9 @@ impl Projector {
                 let view = entry.view();
                 writes.extend(rows::writes_of(&run, &view.started_by, view.quarantine.is_some()));
             }
-            match store.apply_batch(position, writes) {
+            let written =
+                if position > store.position() { store.apply_batch(position, writes) } else { store.amend(writes) };
+            match written {
                 Err(StoreError::Damaged(why)) => {
                     error!("the store is damaged and is rebuilt from the log: {why}");
                     store.reset(&why)?;

@@ -46,13 +46,13 @@ pub(super) enum Taken {
 
 impl Request {
     /// `body` is everything that makes the request what it is.
-    pub(super) fn new(namespace: &Namespace, caller: &Caller, body: &str) -> Self {
+    pub(super) fn new(namespace: &Namespace, caller: &Caller, body: impl FnOnce() -> String) -> Self {
         let id = caller.request_id.as_ref().map(|id| {
             let stream = StreamId(format!("key/{namespace}/{id}").into());
             let mut hash = Sha256::new();
             hash.update(caller.actor.as_str());
             hash.update([0]);
-            hash.update(body);
+            hash.update(body());
             (stream, digest_of(hash))
         });
         Self { actor: caller.actor.clone(), id }

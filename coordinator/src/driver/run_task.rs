@@ -13,7 +13,7 @@ use muster_engine::{
     run::{Command, Event, Outstanding, Run, Touched, state::StepState},
 };
 use tokio::{sync::mpsc, task::AbortHandle};
-use tracing::{debug, info};
+use tracing::debug;
 
 use super::{
     Shared,
@@ -345,7 +345,7 @@ impl RunTask {
         if self.run.has_ended() && !self.told_of_end {
             self.told_of_end = true;
             self.leave_table();
-            info!(run_id = %self.entry.id, "run ended");
+            debug!(run_id = %self.entry.id, "run ended");
             self.shared.runs.ended(&self.entry);
         }
     }
