@@ -43,15 +43,16 @@ pub struct CommitRate {
 /// # Errors
 /// Of the file system. Leaves no file behind if it can be avoided.
 pub fn fdatasync_latency(dir: &Path, samples: usize) -> io::Result<Latency> {
-    const WRITE: u64 = 4 << 10;
+    const BYTES: [u8; 4 << 10] = [b'x'; 4 << 10];
+    let size = BYTES.len() as u64;
     let path = dir.join("fdatasync.bench");
     let measure = || -> io::Result<Latency> {
         let mut file = RealDisk.create(&path)?;
-        fill(&mut *file, samples as u64 * WRITE)?;
+        fill(&mut *file, samples as u64 * size)?;
         let mut times = Vec::with_capacity(samples);
         for n in 0..samples as u64 {
             let start = Instant::now();
-            file.write_at(&[b'x'; WRITE as usize], n * WRITE)?;
+            file.write_at(&BYTES, n * size)?;
             file.sync()?;
             times.push(start.elapsed());
         }

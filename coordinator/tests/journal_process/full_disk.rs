@@ -47,20 +47,19 @@ pub(crate) fn run(place: &Path) {
     let mut health = journal.health();
     let stream = StreamId("run/1".into());
     let mut seq = 0;
-    let waiting = runtime.block_on(async {
-        loop {
-            let append = StreamAppend {
-                stream: stream.clone(),
-                expected_seq: seq,
-                records: vec![writer::record(&stream, seq + 1)],
-            };
+    let mut unanswered = None;
+    runtime.block_on(async {
+        while unanswered.is_none() {
+            let records = vec![writer::record(&stream, seq + 1)];
+            let mut answer = journal.append(vec![StreamAppend { stream: stream.clone(), expected_seq: seq, records }]);
             seq += 1;
-            let mut answer = journal.append(vec![append]);
             tokio::select! {
-                answered = &mut answer => { answered.expect("it is answered").expect("there is room"); }
+                answered = &mut answer => {
+                    answered.expect("it is answered").expect("there is room");
+                }
                 full = health.wait_for(|h| matches!(h, Health::WaitingForRoom { .. })) => {
                     full.expect("the journal is there");
-                    break answer;
+                    unanswered = Some(answer);
                 }
             }
         }
@@ -68,11 +67,10 @@ pub(crate) fn run(place: &Path) {
     assert!(seq > 100, "{seq}");
     assert_eq!(journal.head().position, Position(seq - 1), "what does not fit is not answered");
     fs::remove_file(&ballast).expect("it is there");
-    let stands_again = async {
-        let answer = tokio::time::timeout(WITHIN, waiting).await.expect("there is room in time");
+    runtime.block_on(async {
+        let answer = tokio::time::timeout(WITHIN, unanswered.expect("one waits")).await.expect("there is room in time");
         answer.expect("it is answered").expect("there is room");
-    };
-    runtime.block_on(stands_again);
+    });
     assert_eq!(*journal.health().borrow(), Health::Standing);
     drop(journal);
     let report = tools::verify(&data).expect("it can be read");

@@ -3,6 +3,7 @@
 
 mod full_disk;
 mod kill;
+mod released;
 mod trace;
 mod writer;
 
@@ -15,10 +16,11 @@ use std::{
 
 type Test = (&'static str, fn());
 
-const TESTS: [Test; 4] = [
+const TESTS: [Test; 5] = [
     ("every_answer_follows_the_sync_that_covers_it", trace::every_answer_follows_the_sync_that_covers_it),
     ("the_check_of_a_trace_finds_an_answer_without_a_sync", trace::the_check_finds_an_answer_without_a_sync),
     ("what_was_answered_outlives_twenty_kills", kill::what_was_answered_outlives_twenty_kills),
+    ("logs_of_every_release_can_be_read", released::logs_of_every_release_can_be_read),
     ("a_full_disk_is_waited_for", full_disk::a_full_disk_is_waited_for),
 ];
 

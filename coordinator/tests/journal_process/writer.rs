@@ -30,10 +30,12 @@ pub(crate) fn run(data: &Path, appends: u64) {
     let writers: Vec<_> = (0..STREAMS)
         .map(|n| {
             let journal = journal.clone();
-            thread::spawn(move || write(&*journal, &StreamId(format!("run/{n}").into()), appends))
+            thread::spawn(move || write(&journal, &StreamId(format!("run/{n}").into()), appends))
         })
         .collect();
-    writers.into_iter().for_each(|writer| writer.join().expect("no writer panics"));
+    for writer in writers {
+        writer.join().expect("no writer panics");
+    }
 }
 
 fn write(journal: &LogJournal, stream: &StreamId, appends: u64) {
