@@ -107,6 +107,11 @@ pub(crate) enum Command {
     /// Tokens: who may use the API.
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Measure this machine: steps per second, latency, syncs, beside what it can do at best.
+    Bench(crate::bench::BenchArgs),
+    /// The other side of a limit's measurement.
+    #[command(hide = true)]
+    BenchPeer(crate::bench::PeerArgs),
     /// Print the completion script of a shell.
     Completions {
         /// Which shell.

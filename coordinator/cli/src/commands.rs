@@ -20,6 +20,7 @@ use crate::{
 mod agent;
 mod agent_run;
 mod dev;
+mod bench;
 mod follow;
 mod milestone;
 mod playbook;
@@ -72,6 +73,8 @@ fn settings(cli: &Cli) -> Result<Settings> {
         | Command::Step(_)
         | Command::Milestone(_)
         | Command::Token(_)
+        | Command::Bench(_)
+        | Command::BenchPeer(_)
         | Command::Completions { .. } => typed,
     };
     Settings::load(&typed)
@@ -91,6 +94,8 @@ fn run(app: App, command: Command) -> Result<Exit> {
             Command::Step(command) => step::run(&app, command).await,
             Command::Milestone(command) => milestone::run(&app, command).await,
             Command::Token(command) => token::run(&app, command).await,
+            Command::Bench(args) => bench::run(&app, &args).await,
+            Command::BenchPeer(args) => bench::peer(&args).await,
             Command::Completions { shell } => completions(&app, shell),
         }
     }))

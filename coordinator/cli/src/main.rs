@@ -3,6 +3,7 @@
 mod args;
 mod bus;
 mod catalogue;
+mod bench;
 mod client;
 mod commands;
 mod config;

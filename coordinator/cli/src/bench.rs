@@ -1,0 +1,195 @@
+//! `muster bench`: the shipped binary, as separate processes with the defaults of `serve`, measured beside the limits of
+//! the machine in the same run.
+//!
+//! Nothing here is asserted: a figure is printed with its limit, and a person judges. What is checked is that the work was
+//! really done: every run ended, and the journal verifies at the end.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::Context as _;
+use clap::Args;
+use serde::Serialize;
+
+mod cluster;
+mod limits;
+mod load;
+mod local;
+
+pub(crate) use limits::{PeerArgs, peer};
+
+use cluster::Cluster;
+
+/// Steps of the playbook that is run: one after another, each does nothing.
+pub(crate) const STEPS_PER_RUN: u64 = 10;
+
+/// `bench`
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// How long each figure is measured, in seconds, after a warm-up of a fifth of it.
+    #[arg(long, default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=60))]
+    pub(crate) seconds: u64,
+    /// Only figures whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) only: Option<String>,
+    /// Where the journal is written: the disk that is measured [default: the folder for temporary files].
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+/// One measured figure.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Figure {
+    /// Stable: `steps_per_second_256`.
+    pub(crate) name: String,
+    /// How much.
+    pub(crate) value: f64,
+    /// In what.
+    pub(crate) unit: &'static str,
+    /// What the machine could do at best, measured in the same run, or the number it is held against.
+    pub(crate) limit: Option<f64>,
+    /// `value / limit`.
+    pub(crate) ratio: Option<f64>,
+    /// What was measured as the limit.
+    pub(crate) limit_is: &'static str,
+    /// What must be reached, as text.
+    pub(crate) floor: &'static str,
+    /// What is aimed at, as text.
+    pub(crate) aim: &'static str,
+}
+
+impl Figure {
+    fn new(name: impl Into<String>, value: f64, unit: &'static str) -> Self {
+        Self { name: name.into(), value, unit, limit: None, ratio: None, limit_is: "", floor: "", aim: "" }
+    }
+
+    fn beside(mut self, limit: f64, limit_is: &'static str) -> Self {
+        self.limit = Some(limit);
+        self.ratio = (limit > 0.0).then(|| self.value / limit);
+        self.limit_is = limit_is;
+        self
+    }
+
+    fn held(mut self, floor: &'static str, aim: &'static str) -> Self {
+        self.floor = floor;
+        self.aim = aim;
+        self
+    }
+}
+
+/// All figures of one run of the bench.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct BenchReport {
+    /// Where it was measured.
+    pub(crate) machine: String,
+    /// What was measured.
+    pub(crate) figures: Vec<Figure>,
+    /// Batches that were in the journal at its end, all of which verified.
+    pub(crate) journal_batches: u64,
+}
+
+/// Measure everything that `only` does not leave out; progress goes to `say`.
+pub(crate) async fn run(args: &BenchArgs, say: &(dyn Fn(&str) + Sync)) -> anyhow::Result<BenchReport> {
+    let wanted = |name: &str| args.only.as_deref().is_none_or(|text| name.contains(text));
+    let time = Duration::from_secs(args.seconds);
+    let dir = match &args.dir {
+        Some(dir) => tempfile::tempdir_in(dir),
+        None => tempfile::tempdir(),
+    }
+    .context("can't make a folder for the bench")?;
+    let mut figures = Vec::new();
+
+    say("starting nats-server, a coordinator and an agent");
+    let cluster = Cluster::start(dir.path()).await?;
+    if wanted("idle_rss_mb") || wanted("idle_cpu_percent") {
+        say("idle");
+        figures.extend(cluster.idle(time * 2).await?);
+    }
+    if wanted("step_latency") || wanted("syncs_per_step_1") {
+        say("one run at a time");
+        figures.extend(one_at_a_time(&cluster, dir.path(), time).await?);
+    }
+    for width in [256_usize, 1000] {
+        let name = format!("steps_per_second_{width}");
+        if wanted(&name) || (width == 256 && wanted("syncs_per_step_256")) {
+            say(&format!("{width} runs at a time"));
+            figures.extend(at_width(&cluster, width, time).await?);
+        }
+    }
+    for connections in [1_usize, 4] {
+        if wanted(&format!("get_run_per_second_{connections}")) {
+            say(&format!("GetRun on {connections} connection(s)"));
+            figures.push(get_run(&cluster, connections, time).await?);
+        }
+    }
+    let data_dir = cluster.stop().await?;
+    say("verifying the journal");
+    let journal_batches = verify(&data_dir).await?;
+    if wanted("local_steps_per_second_256") {
+        say("256 runs at a time, everything in one process");
+        let value = local::steps_per_second(&dir.path().join("local"), 256, time).await?;
+        figures.push(Figure::new("local_steps_per_second_256", value, "steps/s").held("30,000", "60,000"));
+    }
+    figures.retain(|f| wanted(&f.name));
+    Ok(BenchReport { machine: machine(), figures, journal_batches })
+}
+
+async fn one_at_a_time(cluster: &Cluster, dir: &std::path::Path, time: Duration) -> anyhow::Result<Vec<Figure>> {
+    let round_trip_us = limits::nats_round_trip_us(cluster.nats_url(), time / 2).await?;
+    let sync_us = limits::fdatasync_us(dir)?;
+    let load = load::drive(cluster, 1, time).await?;
+    let latency = load::step_latency_us(cluster, &load.runs).await?;
+    Ok(vec![
+        Figure::new("step_latency_p50_us_1", latency.p50, "us")
+            .beside(round_trip_us + sync_us, "one core NATS round trip + one fdatasync")
+            .held("2 x limit", "1.3 x limit"),
+        Figure::new("step_latency_p99_us_1", latency.p99, "us").held("5,000", "2,000"),
+        syncs_figure(1, &load).held("1.2", "1.1"),
+    ])
+}
+
+async fn at_width(cluster: &Cluster, width: usize, time: Duration) -> anyhow::Result<Vec<Figure>> {
+    let pairs = limits::nats_pairs_per_second(cluster.nats_url(), width, time).await?;
+    let load = load::drive(cluster, width, time).await?;
+    let mut figures = vec![
+        Figure::new(format!("steps_per_second_{width}"), load.steps_per_second, "steps/s")
+            .beside(pairs / 2.0, "half the core NATS request/replies per second")
+            .held("ratio 0.4", "ratio 0.6"),
+    ];
+    if width == 256 {
+        figures.push(syncs_figure(width, &load).held("0.1", "0.05"));
+    }
+    Ok(figures)
+}
+
+fn syncs_figure(width: usize, load: &load::Load) -> Figure {
+    #[expect(clippy::cast_precision_loss, reason = "counts of a few seconds")]
+    let per_step = load.syncs as f64 / (load.total_runs * STEPS_PER_RUN).max(1) as f64;
+    Figure::new(format!("syncs_per_step_{width}"), per_step, "syncs").beside(1.1, "eleven for ten steps")
+}
+
+async fn get_run(cluster: &Cluster, connections: usize, time: Duration) -> anyhow::Result<Figure> {
+    let echo = limits::grpc_echo_per_second(connections, time).await?;
+    let value = load::get_run_per_second(cluster, connections, time).await?;
+    Ok(Figure::new(format!("get_run_per_second_{connections}"), value, "calls/s")
+        .beside(echo, "a bare tonic echo")
+        .held("ratio 0.5", "ratio 0.8"))
+}
+
+/// By the shipped command, as an operator would; the number of batches.
+async fn verify(data_dir: &std::path::Path) -> anyhow::Result<u64> {
+    let output = tokio::process::Command::new(std::env::current_exe()?)
+        .args(["journal", "verify", "-o", "json", "--data-dir"])
+        .arg(data_dir)
+        .output()
+        .await?;
+    anyhow::ensure!(output.status.success(), "the bench's journal does not verify: {}", String::from_utf8_lossy(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    report["batches"].as_u64().context("journal verify says how many batches there are")
+}
+
+fn machine() -> String {
+    let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|l| l.strip_prefix("model name")).map_or("unknown processor", |m| m.trim_start_matches([' ', '\t', ':']));
+    format!("{cores} cores, {model}")
+}
