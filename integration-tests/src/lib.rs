@@ -1,5 +1,8 @@
-//! Proves the parts together: the lab (real servers on loopback), a sample service, and probes that use nothing of the
-//! agents' code.
+//! Proves the parts together: the lab (real servers on loopback), a sample service, probes that use nothing of the agents'
+//! code, and the whole system as processes.
 
 pub mod lab;
 pub mod probe;
+pub mod process;
+pub mod system;
+pub mod trace;

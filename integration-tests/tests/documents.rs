@@ -1,0 +1,96 @@
+//! Every command in the README and the documents is run here, as it stands there, against a system of its own.
+//!
+//! A block that begins with ```` ```sh ```` is run; all blocks of one document are one bash script with `set -e`. Only three
+//! things are other than they read: ports are free ones, the binary is the one under test, and nothing is built for it.
+
+use std::{fs, path::Path, process::Command, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use muster_integration_tests::{
+    process::{Process, binary, checkout, tail, wait_for},
+    system::free_address,
+};
+
+/// The blocks of a document that are commands.
+fn commands(document: &str) -> Result<Vec<String>> {
+    let text = fs::read_to_string(checkout().join(document)).with_context(|| document.to_owned())?;
+    let mut blocks = Vec::new();
+    let mut open: Option<String> = None;
+    for line in text.lines() {
+        match (&mut open, line.trim_end()) {
+            (None, "```sh") => open = Some(String::new()),
+            (Some(block), "```") => {
+                blocks.push(std::mem::take(block));
+                open = None;
+            }
+            (Some(block), line) => {
+                block.push_str(line);
+                block.push('\n');
+            }
+            (None, _) => {}
+        }
+    }
+    ensure!(open.is_none(), "{document} has a block that does not end");
+    ensure!(!blocks.is_empty(), "{document} has no commands");
+    Ok(blocks)
+}
+
+/// Run the blocks as one script in a folder that has the checkout's playbooks and documents; what it printed.
+fn run(document: &str, blocks: &[String]) -> Result<String> {
+    let muster = binary("muster", "muster");
+    let dir = tempfile::tempdir()?;
+    for folder in ["playbooks", "docs", "integration-tests"] {
+        std::os::unix::fs::symlink(checkout().join(folder), dir.path().join(folder))?;
+    }
+    let mut script = String::from("set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n");
+    script.push_str(&blocks.join("\n"));
+    let api = free_address()?;
+    let script = script
+        .replace("127.0.0.1:7400", &api)
+        .replace("127.0.0.1:4222", &free_address()?)
+        .replace("-p 4222", "-p $NATS_PORT")
+        .replace("cargo run --release --", "muster")
+        .replace("cargo build --release\n", "")
+        .replace("make demo\n", "")
+        .replace("make test\n", "");
+    let nats_port = script.split("nats://127.0.0.1:").nth(1).and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
+    let file = dir.path().join("commands.sh");
+    fs::write(&file, &script)?;
+    let tools = checkout().join("target/tools/bin");
+    let path = [muster.parent().unwrap_or(Path::new("")), &tools]
+        .iter()
+        .map(|p| p.display().to_string())
+        .chain(std::env::var("PATH"))
+        .chain(["/usr/sbin".to_owned()])
+        .collect::<Vec<_>>()
+        .join(":");
+    let mut process = Process::start(
+        "commands",
+        dir.path(),
+        Command::new("bash")
+            .arg(&file)
+            .current_dir(dir.path())
+            .env("PATH", path)
+            .env("HOME", dir.path())
+            .env("MUSTER_SERVER", format!("http://{api}"))
+            .env("NATS_PORT", nats_port.unwrap_or("0"))
+            .env("NO_COLOR", "1"),
+    )?;
+    wait_for(&format!("the commands of {document} end"), Duration::from_secs(180), || {
+        Ok((!process.is_running()).then_some(()))
+    })
+    .with_context(|| tail(&process.output()))?;
+    let status = process.terminate(Duration::from_secs(1))?;
+    let output = process.output();
+    ensure!(status.success(), "{document}: {status}\n{}", tail(&output));
+    Ok(output)
+}
+
+#[test]
+fn the_walk_of_the_readme() -> Result<()> {
+    let output = run("README.md", &commands("README.md")?)?;
+    for expected in ["muster.v1.RunService", "STATE_REACHED", "STATE_SUCCEEDED"] {
+        ensure!(output.contains(expected), "the walk does not show {expected}:\n{output}");
+    }
+    Ok(())
+}
