@@ -50,7 +50,8 @@ impl System {
         let nats = NatsServer::start().context("nats-server does not start: apt-get install nats-server")?;
         let listen = free_address()?;
         let wrapper = wrapper.iter().map(|&w| w.to_owned()).collect();
-        let mut system = Self { dir: tempfile::tempdir()?, nats, coordinator: None, agents: BTreeMap::new(), listen, wrapper };
+        let mut system =
+            Self { dir: tempfile::tempdir()?, nats, coordinator: None, agents: BTreeMap::new(), listen, wrapper };
         system.start_coordinator()?;
         Ok(system)
     }
@@ -149,7 +150,8 @@ impl System {
     pub fn json(&self, args: &[&str]) -> Result<Value> {
         let output = self.cli(&[args, &["-o", "json"]].concat())?;
         ensure!(output.status.success(), "muster {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        serde_json::from_slice(&output.stdout).with_context(|| format!("muster {args:?}: {}", String::from_utf8_lossy(&output.stdout)))
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("muster {args:?}: {}", String::from_utf8_lossy(&output.stdout)))
     }
 
     /// Submit a playbook from text; its name.

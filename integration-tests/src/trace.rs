@@ -99,9 +99,12 @@ impl World {
     }
 
     fn returned(&mut self, thread: &str, call: &Call, rest: &str) -> Result<()> {
-        let result: i64 = rest.rsplit(" = ").next().and_then(|r| r.split(' ').next()).and_then(|r| r.parse().ok()).unwrap_or(-1);
+        let result: i64 =
+            rest.rsplit(" = ").next().and_then(|r| r.split(' ').next()).and_then(|r| r.parse().ok()).unwrap_or(-1);
         match call.name.as_str() {
-            "fdatasync" | "fsync" if result == 0 => self.durable.extend(self.covered.remove(thread).unwrap_or_default()),
+            "fdatasync" | "fsync" if result == 0 => {
+                self.durable.extend(self.covered.remove(thread).unwrap_or_default())
+            }
             "write" | "pwrite64" | "writev" | "pwritev" if result > 0 => self.wrote(call),
             "read" | "readv" | "recvfrom" | "recvmsg" if result > 0 => self.arrived(call)?,
             _ => {}
@@ -129,7 +132,10 @@ impl World {
         for message in take_messages(buffer, &["PUB", "HPUB"]) {
             if message.subject.contains(".task.") {
                 let key = key_of(&message.payload).with_context(|| format!("a task on {}", message.subject))?;
-                ensure!(self.durable.contains(&Fact::Assigned(key.clone())), "the task of {key:?} is sent before its assignment is synced");
+                ensure!(
+                    self.durable.contains(&Fact::Assigned(key.clone())),
+                    "the task of {key:?} is sent before its assignment is synced"
+                );
                 self.checked.tasks += 1;
             } else if message.payload["answer"] == "recorded" {
                 let Some(fact) = self.asked.get(&message.subject) else { continue };
@@ -146,7 +152,8 @@ impl World {
         for message in take_messages(buffer, &["MSG", "HMSG"]) {
             let (Some(reply), true) = (message.reply, message.subject.contains(".report.")) else { continue };
             let key = key_of(&message.payload).with_context(|| format!("a report on {}", message.subject))?;
-            let fact = if message.payload["report"]["kind"] == "prepared" { Fact::Prepared(key) } else { Fact::Ended(key) };
+            let fact =
+                if message.payload["report"]["kind"] == "prepared" { Fact::Prepared(key) } else { Fact::Ended(key) };
             self.asked.insert(reply, fact);
         }
         Ok(())
@@ -225,7 +232,10 @@ mod tests {
         let record = r#"{"v":1,"stream":"run/r","event":{"type":"attempt_assigned","step":"s","attempt":1}}"#;
         let write = format!("7 pwrite64(5, \"{}\", 90, 0) = 90", hex(&format!("{record}\n")));
         let task = r#"{"run":"r","step":"s","attempt":1}"#;
-        let send = format!("8 sendto(9, \"{}\", 70, 0, NULL, 0) = 70", hex(&format!("PUB muster.v1.default.task.a.i _INBOX.1 {}\r\n{task}\r\n", task.len())));
+        let send = format!(
+            "8 sendto(9, \"{}\", 70, 0, NULL, 0) = 70",
+            hex(&format!("PUB muster.v1.default.task.a.i _INBOX.1 {}\r\n{task}\r\n", task.len()))
+        );
         let (begin, end) = ("7 fdatasync(5 <unfinished ...>".to_owned(), "7 <... fdatasync resumed>) = 0".to_owned());
         if sync_first { [write, begin, end, send].join("\n") } else { [write, begin, send, end].join("\n") }
     }

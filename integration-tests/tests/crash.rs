@@ -80,7 +80,8 @@ impl Ledger {
             }
         }
         for ((ledger_run, step), (begun, ended)) in tries.iter().filter(|((r, _), _)| r == run) {
-            let (attempts, successes) = (assigned.get(step.as_str()).copied().unwrap_or(0), succeeded.get(step.as_str()).copied().unwrap_or(0));
+            let (attempts, successes) =
+                (assigned.get(step.as_str()).copied().unwrap_or(0), succeeded.get(step.as_str()).copied().unwrap_or(0));
             ensure!(*begun <= attempts, "{ledger_run} {step}: begun {begun} times, assigned {attempts} times");
             ensure!(*ended >= successes, "{ledger_run} {step}: ended {ended} times, {successes} successes journalled");
         }
@@ -110,9 +111,10 @@ struct Random(u64);
 
 impl Random {
     fn new() -> Self {
-        let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| {
-            SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| u64::from(d.subsec_nanos()))
-        });
+        let seed = std::env::var("SEED")
+            .ok()
+            .and_then(|s| s.parse().ok())
+            .unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| u64::from(d.subsec_nanos())));
         eprintln!("SEED={seed}");
         Self(seed | 1)
     }
@@ -130,7 +132,12 @@ fn verify_journal(system: &mut System) -> Result<()> {
     coordinator.terminate(SOON)?;
     let data = system.data_dir();
     let output = system.cli(&["journal", "verify", "--data-dir", path(&data)?])?;
-    ensure!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(())
 }
 
@@ -175,10 +182,19 @@ fn an_agent_killed_in_the_middle_of_a_step_leaves_a_question_not_a_guess() -> Re
     let waiting = system.wait_run(&run, &["WAITING"], SOON)?;
     ensure!(waiting["steps"][0]["state"] == "STATE_ASKING", "{waiting}");
     fs::write(&ledger.gate, "open")?;
-    ensure!(ledger.tries()?.values().all(|(begun, ended)| (*begun, *ended) == (1, 0)), "the child outlived its agent: {:?}", ledger.tries()?);
+    ensure!(
+        ledger.tries()?.values().all(|(begun, ended)| (*begun, *ended) == (1, 0)),
+        "the child outlived its agent: {:?}",
+        ledger.tries()?
+    );
     let explained = system.cli(&["run", "explain", &run])?;
     ensure!(String::from_utf8_lossy(&explained.stdout).contains("s1"), "{explained:?}");
-    ensure!(system.cli(&["step", "resolve", &run, "s1", "retry", "--reason", "the ledger has no end of it"])?.status.success());
+    ensure!(
+        system
+            .cli(&["step", "resolve", &run, "s1", "retry", "--reason", "the ledger has no end of it"])?
+            .status
+            .success()
+    );
     system.wait_run(&run, &["SUCCEEDED"], LONG)?;
     ledger.agrees_with(&run, &system.events(&run)?)?;
     verify_journal(&mut system)

@@ -53,7 +53,8 @@ fn run(document: &str, blocks: &[String]) -> Result<String> {
         .replace("cargo build --release\n", "")
         .replace("make demo\n", "")
         .replace("make test\n", "");
-    let nats_port = script.split("nats://127.0.0.1:").nth(1).and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
+    let nats_port =
+        script.split("nats://127.0.0.1:").nth(1).and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
     let file = dir.path().join("commands.sh");
     fs::write(&file, &script)?;
     let tools = checkout().join("target/tools/bin");

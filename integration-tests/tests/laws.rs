@@ -13,7 +13,8 @@ fn every_task_and_every_recorded_follows_its_fdatasync() -> Result<()> {
     ensure!(Command::new("strace").arg("-V").output().is_ok(), "strace is missing: apt-get install strace");
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("trace");
-    let mut system = System::start_under(&["strace", "-f", "-xx", "-s", "4194304", "-e", trace::WATCH, "-o", path(&file)?])?;
+    let mut system =
+        System::start_under(&["strace", "-f", "-xx", "-s", "4194304", "-e", trace::WATCH, "-o", path(&file)?])?;
     system.start_agent("bench-1", "bench", &[])?;
     let steps: String = (1..=10)
         .map(|n| {

@@ -182,7 +182,11 @@ async fn verify(data_dir: &std::path::Path) -> anyhow::Result<u64> {
         .arg(data_dir)
         .output()
         .await?;
-    anyhow::ensure!(output.status.success(), "the bench's journal does not verify: {}", String::from_utf8_lossy(&output.stderr));
+    anyhow::ensure!(
+        output.status.success(),
+        "the bench's journal does not verify: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     report["batches"].as_u64().context("journal verify says how many batches there are")
 }
@@ -190,6 +194,9 @@ async fn verify(data_dir: &std::path::Path) -> anyhow::Result<u64> {
 fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find_map(|l| l.strip_prefix("model name")).map_or("unknown processor", |m| m.trim_start_matches([' ', '\t', ':']));
+    let model = info
+        .lines()
+        .find_map(|l| l.strip_prefix("model name"))
+        .map_or("unknown processor", |m| m.trim_start_matches([' ', '\t', ':']));
     format!("{cores} cores, {model}")
 }

@@ -19,8 +19,8 @@ use crate::{
 
 mod agent;
 mod agent_run;
-mod dev;
 mod bench;
+mod dev;
 mod follow;
 mod milestone;
 mod playbook;

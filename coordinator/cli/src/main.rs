@@ -1,9 +1,9 @@
 //! The muster binary: the only composition root.
 
 mod args;
+mod bench;
 mod bus;
 mod catalogue;
-mod bench;
 mod client;
 mod commands;
 mod config;

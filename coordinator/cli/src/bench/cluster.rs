@@ -13,7 +13,11 @@ use muster_proto::v1::{
     ListAgentsRequest, SubmitPlaybookRequest, agent, agent_service_client::AgentServiceClient,
     playbook_service_client::PlaybookServiceClient,
 };
-use tonic::{Request, Status, metadata::AsciiMetadataValue, transport::{Channel, Endpoint}};
+use tonic::{
+    Request, Status,
+    metadata::AsciiMetadataValue,
+    transport::{Channel, Endpoint},
+};
 
 use super::{Figure, STEPS_PER_RUN};
 
@@ -40,13 +44,36 @@ impl Cluster {
         let serve = Process::start(
             "serve",
             dir,
-            &["serve", "--nats", &nats.url(), "--listen", &api, "--metrics-listen", &metrics, "--data-dir", path(&data_dir)?],
+            &[
+                "serve",
+                "--nats",
+                &nats.url(),
+                "--listen",
+                &api,
+                "--metrics-listen",
+                &metrics,
+                "--data-dir",
+                path(&data_dir)?,
+            ],
         )?;
         let token = first_token(&data_dir.join("admin.token")).await?;
         let agent = Process::start(
             "agent",
             dir,
-            &["agent", "run", "--role", "bench", "--name", "bench-1", "--slots", "4000", "--nats", &nats.url(), "--data-dir", path(&dir.join("agent"))?],
+            &[
+                "agent",
+                "run",
+                "--role",
+                "bench",
+                "--name",
+                "bench-1",
+                "--slots",
+                "4000",
+                "--nats",
+                &nats.url(),
+                "--data-dir",
+                path(&dir.join("agent"))?,
+            ],
         )?;
         let cluster = Self { nats, serve, agent, data_dir, api, metrics, token };
         cluster.submit_when_ready().await?;
@@ -77,7 +104,8 @@ impl Cluster {
         let used = Duration::from_nanos(self.serve.cpu_ns()?.saturating_sub(before));
         Ok(vec![
             Figure::new("idle_rss_mb", self.serve.resident_mb()?, "MB").held("40", "20"),
-            Figure::new("idle_cpu_percent", used.as_secs_f64() / time.as_secs_f64() * 100.0, "percent").held("0.5", "0.2"),
+            Figure::new("idle_cpu_percent", used.as_secs_f64() / time.as_secs_f64() * 100.0, "percent")
+                .held("0.5", "0.2"),
         ])
     }
 
@@ -102,7 +130,9 @@ impl Cluster {
         let channel = self.connect().await?;
         let mut agents = AgentServiceClient::new(channel.clone());
         until(READY_WITHIN, "the agent registers", async || {
-            let list = agents.list_agents(self.request(ListAgentsRequest { parent: NAMESPACE.into(), ..Default::default() })).await?;
+            let list = agents
+                .list_agents(self.request(ListAgentsRequest { parent: NAMESPACE.into(), ..Default::default() }))
+                .await?;
             Ok(list.into_inner().agents.iter().any(|a| a.state() == agent::State::Ready))
         })
         .await?;
@@ -119,13 +149,19 @@ pub(crate) fn playbook() -> String {
     );
     for step in 1..=STEPS_PER_RUN {
         let needs = if step == 1 { String::new() } else { format!(", needs: [s{}]", step - 1) };
-        yaml.push_str(&format!("        - {{id: s{step}, agent: {{role: bench}}, action: noop.run, with: {{}}{needs}}}\n"));
+        yaml.push_str(&format!(
+            "        - {{id: s{step}, agent: {{role: bench}}, action: noop.run, with: {{}}{needs}}}\n"
+        ));
     }
     yaml
 }
 
 /// Poll until it holds, for at most `within`.
-pub(crate) async fn until(within: Duration, what: &str, mut holds: impl AsyncFnMut() -> Result<bool, Status>) -> anyhow::Result<()> {
+pub(crate) async fn until(
+    within: Duration,
+    what: &str,
+    mut holds: impl AsyncFnMut() -> Result<bool, Status>,
+) -> anyhow::Result<()> {
     let end = Instant::now() + within;
     loop {
         match holds().await {
@@ -146,7 +182,9 @@ pub(crate) async fn connect(address: &str) -> anyhow::Result<Channel> {
     loop {
         match endpoint.connect().await {
             Ok(channel) => return Ok(channel),
-            Err(error) if Instant::now() > end => return Err(error).with_context(|| format!("nobody listens on {address}")),
+            Err(error) if Instant::now() > end => {
+                return Err(error).with_context(|| format!("nobody listens on {address}"));
+            }
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
@@ -166,7 +204,9 @@ async fn first_token(file: &Path) -> anyhow::Result<AsciiMetadataValue> {
 async fn http_get(address: &str, target: &str) -> anyhow::Result<String> {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::TcpStream::connect(address).await?;
-    stream.write_all(format!("GET {target} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes()).await?;
+    stream
+        .write_all(format!("GET {target} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes())
+        .await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     Ok(answer)

@@ -1,13 +1,20 @@
 //! What the machine can do at best: core NATS request and reply, a synced write, a bare gRPC call. Measured between
 //! processes, as the figures beside them are.
 
-use std::{path::Path, sync::Arc, time::{Duration, Instant}};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use bytes::Bytes;
 use clap::Args;
 use futures_util::StreamExt as _;
-use muster_bus::{Bus, nats::{NatsBus, NatsOptions}};
+use muster_bus::{
+    Bus,
+    nats::{NatsBus, NatsOptions},
+};
 use tonic::{Code, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
@@ -113,16 +120,27 @@ pub(crate) async fn grpc_echo_per_second(connections: usize, time: Duration) -> 
 }
 
 /// Calls per second over all connections, each with [`CALLS_PER_CONNECTION`] under way.
-pub(crate) async fn calls_per_second<F>(channels: &[Channel], time: Duration, call: impl Fn(Channel) -> F + Clone + Send + 'static) -> anyhow::Result<f64>
+pub(crate) async fn calls_per_second<F>(
+    channels: &[Channel],
+    time: Duration,
+    call: impl Fn(Channel) -> F + Clone + Send + 'static,
+) -> anyhow::Result<f64>
 where
     F: Future<Output = anyhow::Result<()>> + Send,
 {
     let channels = channels.to_vec();
-    per_second(channels.len() * CALLS_PER_CONNECTION, time, move |worker| call(channels[worker % channels.len()].clone())).await
+    per_second(channels.len() * CALLS_PER_CONNECTION, time, move |worker| {
+        call(channels[worker % channels.len()].clone())
+    })
+    .await
 }
 
 /// How often `work` was done per second by `width` tasks that each do it again and again, after a warm-up of a fifth.
-pub(crate) async fn per_second<F>(width: usize, time: Duration, work: impl Fn(usize) -> F + Clone + Send + 'static) -> anyhow::Result<f64>
+pub(crate) async fn per_second<F>(
+    width: usize,
+    time: Duration,
+    work: impl Fn(usize) -> F + Clone + Send + 'static,
+) -> anyhow::Result<f64>
 where
     F: Future<Output = anyhow::Result<()>> + Send,
 {
@@ -154,7 +172,12 @@ where
 /// The value below which this share of the samples lies; 0 without samples.
 pub(crate) fn percentile(samples: &mut [f64], share: f64) -> f64 {
     samples.sort_by(f64::total_cmp);
-    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index")]
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "an index"
+    )]
     let index = ((samples.len() as f64) * share) as usize;
     samples.get(index.min(samples.len().saturating_sub(1))).copied().unwrap_or(0.0)
 }

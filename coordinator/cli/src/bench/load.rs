@@ -48,10 +48,14 @@ pub(crate) async fn drive(cluster: &Cluster, width: usize, time: Duration) -> an
     let watcher = tokio::spawn(watch(cluster, Arc::clone(&waiting)).await?);
     let before = cluster.counter(SYNCS).await?;
     let channels = [cluster.connect().await?, cluster.connect().await?];
-    let (warm, end) = { let warm = Instant::now() + time / 5; (warm, warm + time) };
+    let (warm, end) = {
+        let warm = Instant::now() + time / 5;
+        (warm, warm + time)
+    };
     let mut tasks = tokio::task::JoinSet::new();
     for worker in 0..width {
-        let (client, waiting) = (RunServiceClient::new(channels[worker % channels.len()].clone()), Arc::clone(&waiting));
+        let (client, waiting) =
+            (RunServiceClient::new(channels[worker % channels.len()].clone()), Arc::clone(&waiting));
         let template = cluster.request(());
         tasks.spawn(async move { one_after_another(client, &template, &waiting, warm, end).await });
     }
@@ -132,11 +136,17 @@ impl Arrivals {
             arrivals.insert(run.into(), Arrival::Waited(waiter));
             arrived
         };
-        tokio::time::timeout(RUN_WITHIN, arrived).await.with_context(|| format!("{run} did not end in {RUN_WITHIN:?}"))?.context("the watcher has ended")
+        tokio::time::timeout(RUN_WITHIN, arrived)
+            .await
+            .with_context(|| format!("{run} did not end in {RUN_WITHIN:?}"))?
+            .context("the watcher has ended")
     }
 }
 
-async fn watch(cluster: &Cluster, arrivals: Arc<Arrivals>) -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
+async fn watch(
+    cluster: &Cluster,
+    arrivals: Arc<Arrivals>,
+) -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
     let mut client = MilestoneServiceClient::new(cluster.connect().await?);
     let request = WatchMilestonesRequest { parent: "namespaces/default".into() };
     let mut changes = client.watch_milestones(cluster.request(request)).await?.into_inner();

@@ -39,12 +39,15 @@ pub(crate) async fn steps_per_second(dir: &Path, width: usize, time: Duration) -
     let caller = Caller { actor: "service/bench".into(), request_id: None };
     coordinator.submit_playbook(&namespace, &cluster::playbook(), false, &caller).await?;
     cluster::until(REGISTERED_WITHIN, "the agent registers", async || {
-        let agents = coordinator.list_agents(&namespace, 10, "").await.map_err(|e| tonic::Status::internal(e.message))?;
+        let agents =
+            coordinator.list_agents(&namespace, 10, "").await.map_err(|e| tonic::Status::internal(e.message))?;
         Ok(agents.items.iter().any(|a| a.state == "READY"))
     })
     .await?;
     let control = Arc::clone(&coordinator);
-    let runs = limits::per_second(width, time, move |_| one_run(Arc::clone(&control), namespace.clone(), caller.clone())).await?;
+    let runs =
+        limits::per_second(width, time, move |_| one_run(Arc::clone(&control), namespace.clone(), caller.clone()))
+            .await?;
     shutdown.cancel();
     agent.await??;
     coordinator.shutdown().await;

@@ -31,7 +31,10 @@ fn view(report: &BenchReport) -> View {
     let rows = report.figures.iter().map(row);
     let head = ["FIGURE", "VALUE", "UNIT", "LIMIT", "RATIO", "FLOOR", "AIM", "LIMIT IS"];
     View::new(vec![
-        Block::Fields(vec![("Machine", report.machine.clone()), ("Journal", format!("{} batches, all verified", report.journal_batches))]),
+        Block::Fields(vec![
+            ("Machine", report.machine.clone()),
+            ("Journal", format!("{} batches, all verified", report.journal_batches)),
+        ]),
         Block::Table(Table::new(&head, "Nothing was measured.").rows(rows)),
     ])
 }
