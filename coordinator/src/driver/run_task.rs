@@ -262,19 +262,34 @@ impl RunTask {
             Some(touched) => turn.run().outstanding_for(touched, turn.now),
             None => return,
         };
+        let mut left = self.assign(turn, wanted);
+        while left {
+            self.give_seats_back(turn);
+            left = self.assign(turn, turn.run().outstanding(turn.now));
+        }
+        self.give_seats_back(turn);
+    }
+
+    /// Whether a step has failed instead of being assigned, since its parameters can't be filled in: what follows from that is
+    /// outstanding and was not looked at.
+    fn assign(&mut self, turn: &mut Turn, wanted: Vec<Outstanding>) -> bool {
         let dispatch_until = after_ms(turn.now, self.shared.intervals.dispatch_within_ms);
+        let mut left = false;
         for one in wanted {
             let Outstanding::Place(place) = one else { continue };
-            if !self.seats.iter().any(|(step, _)| *step == place.index) {
-                self.seats.push((place.index, Sits::Asked));
+            let index = place.index;
+            if !self.seats.iter().any(|(step, _)| *step == index) {
+                self.seats.push((index, Sits::Asked));
             }
             let step = place.step.clone();
-            let Some(seat) = self.shared.registry.place(&self.entry, place.index, Wish::of(place)) else { continue };
+            let Some(seat) = self.shared.registry.place(&self.entry, index, Wish::of(place)) else { continue };
+            let before = turn.run().seq;
             let command =
                 Command::Assign { step, agent: seat.agent, instance: seat.instance, host: seat.host, dispatch_until };
             self.ours(turn, &command, &self.shared.ours);
+            left |= turn.run().seq > before && turn.run().steps[index].state != StepState::Active;
         }
-        self.give_seats_back(turn);
+        left
     }
 
     fn give_seats_back(&mut self, turn: &Turn) {

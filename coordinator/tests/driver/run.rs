@@ -1,8 +1,9 @@
 //! From a start to a milestone.
 
-use std::sync::atomic::Ordering;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use futures_util::StreamExt;
+use muster_bus::message::TaskReply;
 use muster_coordinator::control::{Control, RunFilter};
 use muster_engine::run::{
     Event,
@@ -10,7 +11,7 @@ use muster_engine::run::{
     state::{MilestoneState, RunState},
 };
 
-use crate::harness::{House, chain, ns};
+use crate::harness::{House, chain, ns, playbook, succeeded};
 
 #[tokio::test(start_paused = true)]
 async fn a_run_goes_from_start_to_its_milestone_in_eleven_appends() {
@@ -59,4 +60,23 @@ async fn what_was_done_is_in_lists_and_in_its_events() {
         last = Some(change.unwrap().state);
     }
     assert_eq!(last, Some(MilestoneState::Reached));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_that_fails_instead_of_being_assigned_is_walked_back_from_at_once() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let steps = [
+        "id: s0, action: test.work, with: {n: 0}",
+        "id: s1, needs: [s0], action: test.work, with: {n: \"{{ steps.s0.output.missing }}\"}",
+    ];
+    let undo = "undo: {action: test.work, with: {n: 7}}";
+    let run = house.start(&playbook(&steps, "").replace("undo: irreversible", undo)).await;
+    agent.succeed(1).await;
+    let task = tokio::time::timeout(Duration::from_secs(60), agent.next(TaskReply::Accepted)).await;
+    let task = task.expect("the undo is not left lying");
+    assert_eq!((task.with["n"].as_i64(), task.key.attempt), (Some(7), 2));
+    agent.report(&task, succeeded(serde_json::json!({}))).await;
+    let run = house.ended(&run.id).await;
+    assert!(matches!(run.state, RunState::Ended { outcome: RunOutcome::Failed, .. }), "{:?}", run.state);
 }
