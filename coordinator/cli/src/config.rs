@@ -314,8 +314,9 @@ mod tests {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/config.toml");
         let text = std::fs::read_to_string(path).unwrap();
         let is_text = |line: &&str| *line == "#" || line.starts_with("# ");
-        let keys: String =
-            text.lines().filter(|line| !is_text(line)).map(|l| format!("{}\n", l.trim_start_matches('#'))).collect();
+        let keys: Vec<&str> =
+            text.lines().filter(|line| !is_text(line)).map(|line| line.trim_start_matches('#')).collect();
+        let keys = keys.join("\n");
         let documented: toml_keys::Keys = toml_keys::of(&keys);
         let known = toml_keys::of_settings();
         assert_eq!(documented, known);
@@ -355,13 +356,9 @@ mod tests {
         fn flat(value: &Value) -> Keys {
             let mut keys = Keys::new();
             for (key, value) in value.as_object().unwrap() {
-                match value {
-                    Value::Object(inner) if !inner.is_empty() => {
-                        keys.extend(inner.keys().map(|inner| format!("{key}.{inner}")));
-                    }
-                    _ => {
-                        keys.insert(key.clone());
-                    }
+                match value.as_object() {
+                    Some(inner) => keys.extend(inner.keys().map(|inner| format!("{key}.{inner}"))),
+                    None => keys.extend([key.clone()]),
                 }
             }
             keys

@@ -49,7 +49,7 @@ pub(crate) struct CliError {
     /// What happened.
     pub(crate) message: String,
     /// Where: a file with line and column, an address, a run.
-    pub(crate) place: Option<String>,
+    pub(crate) place: Option<Box<str>>,
     /// What to do next; one thing a line.
     pub(crate) hint: Option<String>,
     /// Of a bad playbook.
@@ -146,7 +146,7 @@ impl CliError {
     }
 
     /// Say where.
-    pub(crate) fn at(mut self, place: impl Into<String>) -> Self {
+    pub(crate) fn at(mut self, place: impl Into<Box<str>>) -> Self {
         self.place = Some(place.into());
         self
     }
@@ -162,10 +162,13 @@ impl CliError {
         let (said, mut metadata) =
             status.get_details_error_info().map(|info| (info.reason, info.metadata)).unwrap_or_default();
         let of_document = metadata.contains_key("findings");
-        let exit = match status.code() {
-            Code::InvalidArgument if !of_document => Exit::Usage,
-            Code::DeadlineExceeded => Exit::TimedOut,
-            _ => Exit::Failed,
+        let code = status.code();
+        let exit = if code == Code::DeadlineExceeded {
+            Exit::TimedOut
+        } else if code == Code::InvalidArgument && !of_document {
+            Exit::Usage
+        } else {
+            Exit::Failed
         };
         let reason = if said.is_empty() { reason_of(status.code()) } else { &said };
         let mut error = Self { exit, ..Self::failed(reason, status.message()) };
@@ -173,7 +176,7 @@ impl CliError {
         error.hint = metadata.remove("hint").filter(|h| !h.is_empty());
         error.hint = error.hint.or_else(|| usual_hint(status.code()).map(str::to_owned));
         if matches!(status.code(), Code::Unavailable | Code::Unauthenticated | Code::DeadlineExceeded) {
-            error.place = Some(server.to_owned());
+            error.place = Some(server.into());
         }
         error
     }

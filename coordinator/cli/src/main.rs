@@ -1,5 +1,6 @@
 //! The muster binary: the only composition root.
 
+#[allow(clippy::doc_markdown, reason = "doc comments of arguments are what --help prints")]
 mod args;
 mod bench;
 mod bus;

@@ -30,7 +30,8 @@ fn the_definition_is_sound() {
 
 fn section(text: &mut String, command: &mut Command) {
     let path = command.get_bin_name().unwrap_or("muster").to_owned();
-    let help: String = command.render_long_help().to_string().lines().map(|l| format!("{}\n", l.trim_end())).collect();
+    let help = command.render_long_help().to_string();
+    let help = help.lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
     write!(text, "\n## {path}\n\n```text\n{}\n```\n", help.trim_end()).unwrap();
     // Said once, at the top.
     for inner in command.get_subcommands_mut().filter(|c| !c.is_hide_set() && c.get_name() != "help") {

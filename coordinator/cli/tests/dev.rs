@@ -48,7 +48,7 @@ spec:
 }
 
 /// A step that nobody takes.
-const STUCK: &str = r#"apiVersion: muster.dev/v1
+const STUCK: &str = r"apiVersion: muster.dev/v1
 kind: Playbook
 metadata: {name: stuck, owner: devops}
 spec:
@@ -58,7 +58,7 @@ spec:
       milestone: Somebody came
       steps:
         - {id: wait, agent: {role: nobody}, action: command.run, with: {command: uname}, undo: irreversible}
-"#;
+";
 
 fn session() -> Session {
     let session = Session::new();

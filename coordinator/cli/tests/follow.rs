@@ -26,6 +26,7 @@ fn run(sequence: u64, state: State, reason: &str) -> v1::Run {
     }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "one item of a stream")]
 fn seen(sequence: u64, summary: &str, run: v1::Run) -> Result<v1::WatchRunResponse, Status> {
     let event = v1::RunEvent {
         sequence,

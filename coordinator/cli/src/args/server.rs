@@ -118,7 +118,7 @@ pub(crate) enum LogFormat {
 #[derive(Debug, Subcommand)]
 pub(crate) enum AgentCommand {
     /// Run an agent with the actions of a role.
-    Run(AgentRunArgs),
+    Run(Box<AgentRunArgs>),
     /// List agents: state, slots, actions.
     List {
         #[command(flatten)]

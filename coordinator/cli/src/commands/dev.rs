@@ -32,6 +32,7 @@ use crate::{
     args::{DevArgs, PlaybookRef, Role},
     catalogue,
     client::Client,
+    config::Settings,
     error::{CliError, Exit, Result, chain},
     printer::to_message,
     signal, telemetry,
@@ -39,6 +40,7 @@ use crate::{
 
 /// What `command.run` may start when no list is given: programs that only talk.
 const HARMLESS: &[&str] = &["date", "echo", "uname"];
+const NAMESPACE: &str = "default";
 const AGENT: &str = "infra-1";
 const REGISTER_WITHIN: Duration = Duration::from_secs(10);
 
@@ -125,7 +127,7 @@ fn work(bus: Arc<dyn Bus>, args: &DevArgs, folder: &Path, shutdown: Cancellation
         None => harmless(),
     };
     let config = WorkerConfig {
-        namespace: "default".to_owned(),
+        namespace: NAMESPACE.to_owned(),
         agent: AGENT.to_owned(),
         role: Role::Infra.name().to_owned(),
         labels: BTreeMap::new(),
@@ -145,7 +147,7 @@ fn work(bus: Arc<dyn Bus>, args: &DevArgs, folder: &Path, shutdown: Cancellation
 
 /// Wait until the agent takes work, so that whoever is told the address finds it at work.
 async fn registered(coordinator: &Coordinator) -> Result<()> {
-    let (namespace, agent) = (Namespace::from("default"), AgentName::from(AGENT));
+    let (namespace, agent) = (Namespace::from(NAMESPACE), AgentName::from(AGENT));
     let known = async {
         while coordinator.agent(&namespace, &agent).await.is_err() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -178,9 +180,12 @@ fn welcome(app: &App, address: SocketAddr) {
 
 /// Submit, start and follow each playbook; the first one that does not succeed is the last one.
 async fn play(app: &App, args: &DevArgs, inputs: &Value, address: SocketAddr) -> Result<Exit> {
-    let mut settings = app.settings.clone();
-    settings.server = format!("http://{address}");
-    settings.namespace = "default".to_owned();
+    let settings = Settings {
+        server: format!("http://{address}"),
+        namespace: NAMESPACE.to_owned(),
+        token_file: PathBuf::new(),
+        ..app.settings.clone()
+    };
     let client = Client::connect(&settings, None).await?;
     for path in &args.playbooks {
         playbook::submit_one(app, &client, path, false).await?;

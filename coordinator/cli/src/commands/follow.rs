@@ -25,7 +25,7 @@ use display::Display;
 const PATIENCE: Duration = Duration::from_secs(60);
 const BETWEEN_TRIES: Duration = Duration::from_millis(500);
 /// The longest wait the API takes at once.
-const LONGEST_WAIT: Duration = Duration::from_mins(10);
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
 /// Show what happens, from an event on (none: from where the run is), and end as the run does.
 pub(super) async fn watch(

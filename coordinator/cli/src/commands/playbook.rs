@@ -74,7 +74,7 @@ async fn with_findings(client: &Client, file: &str, yaml: &str, error: CliError)
     } else {
         error.findings.into_iter().map(|f| Found { file: file.to_owned(), ..f }).collect()
     };
-    CliError { findings, place: Some(file.to_owned()), ..error }
+    CliError { findings, ..error }.at(file)
 }
 
 async fn findings(client: &Client, file: &str, yaml: &str) -> Result<Vec<Found>> {

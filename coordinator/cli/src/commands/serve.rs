@@ -209,21 +209,17 @@ async fn watch_health(journal: Arc<LogJournal>, shutdown: CancellationToken) -> 
     let mut health = journal.health();
     // Only its receiver is needed: the journal has to close when the last user of it is gone.
     drop(journal);
-    loop {
-        let ended = health.wait_for(|h| matches!(h, Health::Ended { .. }));
-        tokio::select! {
-            health = ended => {
-                let why = match health.as_deref() {
-                    Ok(Health::Ended { why }) => why.clone(),
-                    Ok(_) | Err(_) => return None,
-                };
-                error!(why, "the journal can't go on");
-                shutdown.cancel();
-                return Some(why);
-            }
-            () = shutdown.cancelled() => return None,
-        }
-    }
+    let ended = tokio::select! {
+        ended = health.wait_for(|h| matches!(h, Health::Ended { .. })) => ended,
+        () = shutdown.cancelled() => return None,
+    };
+    let why = match ended.as_deref() {
+        Ok(Health::Ended { why }) => why.clone(),
+        Ok(_) | Err(_) => return None,
+    };
+    error!(why, "the journal can't go on");
+    shutdown.cancel();
+    Some(why)
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {

@@ -1,6 +1,7 @@
 //! A session: commands in a folder of their own, written down as a person would see them.
 
 #![allow(dead_code, reason = "each test file uses another part")]
+#![allow(clippy::unwrap_used, reason = "tests only")]
 
 pub(crate) mod fake;
 pub(crate) mod server;
