@@ -27,7 +27,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{App, follow, inputs, playbook, run::start_one};
+use super::{App, follow, inputs, playbook, run::start_one, serve::cannot_open};
 use crate::{
     args::{DevArgs, PlaybookRef, Role},
     catalogue,
@@ -89,8 +89,7 @@ impl Dev {
         let tokens = Tokens::load(&journal).map_err(|e| CliError::failed("TOKENS_FAILED", chain(&e)))?;
         let mut config = Config::new(journal, Arc::new(store), Arc::clone(&bus), cluster);
         config.shipped = catalogue::shipped()?;
-        let coordinator =
-            Coordinator::open(config).await.map_err(|e| CliError::failed("COORDINATOR_FAILED", chain(&e)))?;
+        let coordinator = Coordinator::open(config).await.map_err(|e| cannot_open(&e))?;
         let api = serve(listening, &coordinator, Arc::new(tokens), shutdown.clone());
         let agent = work(bus, args, &folder.0, shutdown.clone())?;
         registered(&coordinator).await?;

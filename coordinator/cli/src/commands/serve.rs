@@ -5,14 +5,13 @@ use std::{
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use muster_bus::{Bus, BusError, NatsBus, message::Beat, subject::Subjects};
+use muster_bus::{Bus, NatsBus};
 use muster_coordinator::{
     api::{self, Listening, ServerConfig, TlsFiles, token::Tokens},
-    driver::{Config, Coordinator},
+    driver::{self, Config, Coordinator},
     journal::{
         Journal,
         log::{Health, LogJournal, LogOptions, OpenError},
@@ -32,11 +31,6 @@ use crate::{
     signal, telemetry,
 };
 
-/// How long the last look for another coordinator may take.
-const PROBE_WITHIN: Duration = Duration::from_secs(1);
-/// A coordinator that was just killed may still have its subscriptions for a moment.
-const PROBES: u32 = 5;
-
 pub(super) async fn run(app: &App, accept_loss: bool) -> Result<Exit> {
     let settings = &app.settings.serve;
     telemetry::init(settings.log_format, &settings.log)?;
@@ -47,7 +41,6 @@ pub(super) async fn run(app: &App, accept_loss: bool) -> Result<Exit> {
     let data_dir = settings.data_dir();
     let journal = open_journal(&data_dir, accept_loss).await?;
     let bus = connect(settings).await?;
-    alone(&bus).await?;
     let serving = Serving { data_dir, journal, bus: Arc::new(bus), listening, metrics, shutdown };
     Box::pin(serving.run()).await
 }
@@ -68,8 +61,7 @@ impl Serving {
         let tokens = load_tokens(&self.data_dir, Arc::clone(&journal)).await?;
         let mut config = Config::new(journal, Arc::clone(&store), self.bus, self.journal.cluster());
         config.shipped = catalogue::shipped()?;
-        let coordinator =
-            Coordinator::open(config).await.map_err(|e| CliError::failed("COORDINATOR_FAILED", chain(&e)))?;
+        let coordinator = Coordinator::open(config).await.map_err(|e| cannot_open(&e))?;
         info!(
             address = %self.listening.address(),
             data_dir = %self.data_dir.display(),
@@ -117,6 +109,17 @@ fn address(what: &str, text: &str) -> Result<SocketAddr> {
     text.parse().map_err(|_| {
         CliError::usage("ADDRESS_INVALID", format!("{what}: {text:?} is no address")).hint("such as 127.0.0.1:7400")
     })
+}
+
+/// Why there is no coordinator.
+pub(super) fn cannot_open(error: &driver::OpenError) -> CliError {
+    match error {
+        driver::OpenError::AnotherAnswers => CliError::failed("COORDINATOR_EXISTS", chain(error))
+            .hint("stop the other one, or name another NATS with --nats"),
+        driver::OpenError::Store(_) => CliError::failed("STORE_FAILED", chain(error))
+            .hint("the store can be deleted: it is rebuilt from the journal"),
+        driver::OpenError::Bus(_) => CliError::failed("BUS_FAILED", chain(error)),
+    }
 }
 
 fn cannot_serve(error: &api::ServeError) -> CliError {
@@ -183,25 +186,6 @@ async fn connect(settings: &ServeSettings) -> Result<NatsBus> {
     NatsBus::connect(options).await.map_err(|e| {
         CliError::failed("BUS_UNREACHABLE", chain(&e)).hint("start nats-server, or name another one with --nats")
     })
-}
-
-/// Refuse to start where another coordinator listens: two of them would both give work to the same agents.
-async fn alone(bus: &dyn Bus) -> Result<()> {
-    let subject = Subjects::new("muster").beat("coordinator");
-    let beat = Beat { cluster: String::new(), instance: "coordinator".to_owned(), holds: Vec::new(), draining: true };
-    let payload = serde_json::to_vec(&beat).map_err(|e| CliError::failed("BUS_FAILED", e.to_string()))?;
-    for _ in 0..PROBES {
-        match bus.request(&subject, payload.clone().into(), PROBE_WITHIN).await {
-            Err(BusError::NoResponders(_)) => return Ok(()),
-            Err(BusError::Timeout(_)) => {}
-            Ok(_) => tokio::time::sleep(PROBE_WITHIN).await,
-            Err(e @ (BusError::TooLarge { .. } | BusError::BadSubject(_) | BusError::Disconnected(_))) => {
-                return Err(CliError::failed("BUS_UNREACHABLE", chain(&e)));
-            }
-        }
-    }
-    Err(CliError::failed("COORDINATOR_EXISTS", "another coordinator answers on this bus")
-        .hint("stop it, or name another NATS with --nats"))
 }
 
 /// A log that can't go on ends the process: what it does not take must not happen.
