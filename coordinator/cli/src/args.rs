@@ -13,7 +13,7 @@ pub(crate) use playbook::{InputArgs, LintArgs, PlanArgs, PlaybookCommand, Playbo
 pub(crate) use run::{
     Answer, EventsArgs, ReasonArgs, ResolveArgs, RunCommand, RunListArgs, StartArgs, StepCommand, UntilArgs,
 };
-pub(crate) use server::{AgentCommand, AgentRunArgs, DevArgs, LogFormat, Role, ServeArgs};
+pub(crate) use server::{AgentCommand, AgentRunArgs, DevArgs, JournalArgs, JournalCommand, LogFormat, Role, ServeArgs};
 
 /// Muster drives infrastructure remediation and deployment: playbooks in, milestones out.
 #[derive(Debug, Parser)]
@@ -112,6 +112,9 @@ pub(crate) enum Command {
     /// The other side of a limit's measurement.
     #[command(hide = true)]
     BenchPeer(crate::bench::PeerArgs),
+    /// The journal of a stopped coordinator: verify, head, export.
+    #[command(subcommand)]
+    Journal(JournalCommand),
     /// Print the completion script of a shell.
     Completions {
         /// Which shell.

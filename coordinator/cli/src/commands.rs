@@ -22,6 +22,7 @@ mod agent_run;
 mod bench;
 mod dev;
 mod follow;
+mod journal;
 mod milestone;
 mod playbook;
 mod run;
@@ -75,6 +76,7 @@ fn settings(cli: &Cli) -> Result<Settings> {
         | Command::Token(_)
         | Command::Bench(_)
         | Command::BenchPeer(_)
+        | Command::Journal(_)
         | Command::Completions { .. } => typed,
     };
     Settings::load(&typed)
@@ -96,6 +98,7 @@ fn run(app: App, command: Command) -> Result<Exit> {
             Command::Token(command) => token::run(&app, command).await,
             Command::Bench(args) => bench::run(&app, &args).await,
             Command::BenchPeer(args) => bench::peer(&args).await,
+            Command::Journal(command) => journal::run(&app, &command),
             Command::Completions { shell } => completions(&app, shell),
         }
     }))

@@ -87,6 +87,11 @@ impl Printer {
         self.stdout(text)
     }
 
+    /// Stdout itself, for what is too much to be held.
+    pub(crate) fn raw() -> impl Write {
+        io::BufWriter::new(io::stdout())
+    }
+
     /// A line of progress, above the bars if there are any.
     pub(crate) fn note(&self, line: &str) {
         if let Some(live) = &self.live {

@@ -123,7 +123,11 @@ pub(super) fn cannot_open(error: &driver::OpenError) -> CliError {
 }
 
 fn cannot_serve(error: &api::ServeError) -> CliError {
-    CliError::failed("API_FAILED", chain(error))
+    let failed = CliError::failed("API_FAILED", chain(error));
+    if matches!(error, api::ServeError::ClearText(_)) {
+        return failed.hint("--tls-cert and --tls-key\nor --clear-text behind a proxy that adds TLS");
+    }
+    failed
 }
 
 /// Lock the data directory, and read the whole log.
@@ -132,15 +136,7 @@ async fn open_journal(data_dir: &Path, accept_loss: bool) -> Result<Arc<LogJourn
     made.map_err(|e| CliError::file(data_dir, "make", &e))?;
     let path = data_dir.to_owned();
     let options = LogOptions { accept_loss, ..LogOptions::default() };
-    let (journal, opening) = blocking(move || LogJournal::open(&path, options)).await?.map_err(|e| {
-        let (reason, hint) = match &e {
-            OpenError::InUse { .. } => ("DATA_DIR_IN_USE", "stop the other process, or give another --data-dir"),
-            OpenError::Loss { .. } => ("JOURNAL_DAMAGED", "see what is lost: muster journal verify"),
-            OpenError::Version { .. } => ("JOURNAL_NEWER", "start the newer version"),
-            OpenError::Io { .. } => ("JOURNAL_UNREADABLE", "look at the folder's owner, mode and disk"),
-        };
-        CliError::failed(reason, chain(&e)).hint(hint)
-    })?;
+    let (journal, opening) = blocking(move || LogJournal::open(&path, options)).await?.map_err(|e| not_opened(&e))?;
     for loss in &opening.losses {
         error!(%loss, "records are lost");
     }
@@ -148,6 +144,17 @@ async fn open_journal(data_dir: &Path, accept_loss: bool) -> Result<Arc<LogJourn
         warn!(bytes = opening.cut_bytes, "an append that nobody was answered for was cut off the log's end");
     }
     Ok(Arc::new(journal))
+}
+
+/// Why there is no journal.
+pub(super) fn not_opened(error: &OpenError) -> CliError {
+    let (reason, hint) = match error {
+        OpenError::InUse { .. } => ("DATA_DIR_IN_USE", "stop the other process, or give another --data-dir"),
+        OpenError::Loss { .. } => ("JOURNAL_DAMAGED", "see what is lost: muster journal verify"),
+        OpenError::Version { .. } => ("JOURNAL_NEWER", "start the newer version"),
+        OpenError::Io { .. } => ("JOURNAL_UNREADABLE", "look at the folder's owner, mode and disk"),
+    };
+    CliError::failed(reason, chain(error)).hint(hint)
 }
 
 async fn open_store(data_dir: &Path, journal: &LogJournal) -> Result<Arc<Store>> {
