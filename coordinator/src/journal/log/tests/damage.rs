@@ -133,8 +133,8 @@ fn an_accepted_loss_begins_a_new_life_and_is_not_asked_for_again() {
     assert_eq!(files::clusters(dir.path()).unwrap().len(), 2);
 }
 
-/// Every byte of a log of several segments, one bit each. Either nothing that counts has changed, or it is refused, or
-/// the streams that lost something are named and all others are whole.
+/// Bytes all over a log of several segments, one bit each (that a batch is sealed against every bit is tested with its
+/// format). Either it is refused, or the streams that lost something are named and all others are whole.
 #[test]
 fn no_flipped_bit_goes_unnoticed() {
     let pristine = filled(60);
@@ -146,7 +146,7 @@ fn no_flipped_bit_goes_unnoticed() {
     let (mut refused, mut named, mut cut) = (0, 0, 0);
     for (n, file) in files.iter().enumerate() {
         let bytes = fs::read(file).unwrap();
-        for at in (0..used(&bytes)).step_by(if n + 1 == files.len() { 11 } else { 29 }) {
+        for at in (0..used(&bytes)).step_by(if n + 1 == files.len() { 31 } else { 67 }) {
             let dir = copy(&pristine);
             let mut flipped = bytes.clone();
             flipped[at] ^= 1 << (at % 8);
@@ -166,7 +166,7 @@ fn no_flipped_bit_goes_unnoticed() {
             }
         }
     }
-    assert!(refused > 0 && named > 100 && cut == 0, "{refused} {named} {cut}");
+    assert!(refused > 0 && named > 50 && cut == 0, "{refused} {named} {cut}");
 }
 
 fn only_named_streams_lost(journal: &LogJournal, opening: &Opening, whole: &[(u64, String, u64, String)]) {
@@ -262,4 +262,57 @@ fn a_segment_or_the_cluster_file_that_is_gone_is_not_served_without_consent() {
     }
     fs::remove_file(files::cluster_file(pristine.path())).unwrap();
     assert!(matches!(LogJournal::open(pristine.path(), options()), Err(OpenError::Loss { .. })));
+}
+
+/// Two damaged batches side by side: the first one's victims are known only from damaged lines, and count if two agree.
+#[test]
+fn victims_of_neighbouring_damage_count_where_two_lines_agree() {
+    let pristine = filled(6);
+    let file = segment_files(&pristine)[0].clone();
+    let bytes = fs::read(&file).unwrap();
+    let ends = batch_ends(&bytes);
+    let damage = |places: &[usize]| {
+        let dir = copy(&pristine);
+        let mut damaged = bytes.clone();
+        places.iter().for_each(|at| damaged[*at] ^= 1);
+        fs::write(dir.path().join("log").join(file.file_name().unwrap()), damaged).unwrap();
+        dir
+    };
+    let in_batch = |n: usize, text: &str| {
+        let batch = &bytes[ends[n - 2]..ends[n - 1]];
+        ends[n - 2] + memchr::memmem::find(batch, text.as_bytes()).unwrap()
+    };
+    let (third, fourth) = (in_batch(3, "text 2"), in_batch(4, "text 3"));
+    let (_, opening) = open(&damage(&[third, fourth]));
+    let loss = &opening.losses[0];
+    assert_eq!((loss.streams.clone(), loss.all_named), (vec![id("run/0"), id("run/2")], true), "{loss}");
+    assert!(loss.what.contains("batches 3 to 4"), "{loss}");
+
+    let name = in_batch(3, "\"streams\":[\"run/2\"") + "\"streams\":[\"run/".len();
+    let dir = damage(&[name, fourth]);
+    assert!(matches!(LogJournal::open(dir.path(), options()), Err(OpenError::Loss { .. })));
+}
+
+/// After a power cut `HEAD` may be an older one: what it does not vouch for is still not cut off if it had been synced.
+#[test]
+fn damage_behind_an_old_head_is_no_torn_tail_if_more_was_written_after_it() {
+    let pristine = filled(6);
+    let file = segment_files(&pristine)[0].clone();
+    let bytes = fs::read(&file).unwrap();
+    let ends = batch_ends(&bytes);
+    set_head(&pristine, 2, &chain_of(&bytes, 2));
+    let damage = |keep: usize| {
+        let dir = copy(&pristine);
+        let mut damaged = bytes.clone();
+        damaged[ends[3] + 20] ^= 1;
+        damaged[keep..].fill(0);
+        fs::write(dir.path().join("log").join(file.file_name().unwrap()), damaged).unwrap();
+        dir
+    };
+    let (_, opening) = open(&damage(ends[5]));
+    assert_eq!((opening.losses[0].streams.clone(), opening.cut_bytes), (vec![id("run/1")], 0));
+    let dir = damage(ends[4] + 30);
+    assert!(matches!(LogJournal::open(dir.path(), options()), Err(OpenError::Loss { .. })));
+    let (journal, opening) = open(&damage(ends[4]));
+    assert_eq!((journal.head().position, opening.losses.len()), (Position(4), 0), "nothing tells it from a torn one");
 }
