@@ -73,8 +73,9 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// How long another coordinator has to answer before this one takes its place.
 const CHECK_WITHIN: Duration = Duration::from_secs(2);
 
-/// How long a stop waits for what is under way.
-const STOP_WITHIN: Duration = Duration::from_secs(20);
+/// How often a stop tells everything that is under way, and how long it waits each time.
+const STOP_TRIES: u32 = 40;
+const STOP_TRY: Duration = Duration::from_millis(500);
 
 /// Milestone changes that wait for a watcher at most.
 const MILESTONE_BACKLOG: usize = 1_024;
@@ -208,13 +209,17 @@ impl Coordinator {
     /// journal, and go on when it is opened again.
     pub async fn shutdown(&self) {
         self.shared.stop.cancel();
-        for entry in self.shared.runs.all() {
-            entry.look_again();
-        }
         self.shared.tasks.close();
-        if tokio::time::timeout(STOP_WITHIN, self.shared.tasks.wait()).await.is_err() {
-            error!("not everything has come to rest; what is not on disk was not answered either");
+        for _ in 0..STOP_TRIES {
+            // A run that came up meanwhile has to hear it too.
+            for entry in self.shared.runs.all() {
+                entry.look_again();
+            }
+            if tokio::time::timeout(STOP_TRY, self.shared.tasks.wait()).await.is_ok() {
+                return;
+            }
         }
+        error!("not everything has come to rest; what is not on disk was not answered either");
     }
 
     /// The data directory's id.

@@ -36,14 +36,26 @@ pub(super) enum Message {
     Lost { instance: InstanceId },
     /// By the registry: the instance answers, and these are the attempts of this run it holds or has a report of.
     Found { instance: InstanceId, holds: Vec<(StepId, u32)> },
-    /// By the registry: the instance is proven dead on this host; reports of these attempts are still to come.
-    Buried { instance: InstanceId, host: HostLabel, spooled: Vec<(StepId, u32)> },
+    /// By the registry: an instance is proven dead.
+    Buried(Box<Burial>),
     /// Time has jumped.
     RestartClocks,
     /// Events from now on go there; answered with the run as it is.
     Watch { watcher: Watcher, reply: oneshot::Sender<Arc<Run>> },
     /// Look at what has changed around the run.
     Poke,
+}
+
+/// An instance that is proven dead, with all that it had started.
+#[derive(Clone)]
+pub(super) struct Burial {
+    pub(super) instance: InstanceId,
+    /// Whose it was, and who says so.
+    pub(super) agent: AgentName,
+    /// Where it was, and where that was found out.
+    pub(super) host: HostLabel,
+    /// Reports of these attempts are still to come.
+    pub(super) spooled: Vec<(StepId, u32)>,
 }
 
 /// Where the answer to a command goes.

@@ -18,7 +18,12 @@ use muster_engine::{
 use serde::de::DeserializeOwned;
 use tracing::{debug, info, warn};
 
-use super::{Shared, convert, entry::Message, projector::Ticket, report::reply};
+use super::{
+    Shared, convert,
+    entry::{Burial, Message},
+    projector::Ticket,
+    report::reply,
+};
 use crate::{
     journal::{NewRecord, StreamAppend},
     registry::{
@@ -152,7 +157,7 @@ impl Shared {
     /// A status is no promise: it is answered at once, and journalled by its run when it says something new, at most once
     /// per attempt and interval.
     fn take_status(&self, mut delivery: Delivery) {
-        let Some((_, agent, status)) = read::<Status>(&delivery) else { return };
+        let Some((namespace, agent, status)) = read::<Status>(&delivery) else { return };
         if status.cluster != self.cluster {
             return;
         }
@@ -160,7 +165,8 @@ impl Shared {
             to.send(reply(&StatusReply { orders: self.registry.orders(&status.instance) }));
         }
         let now = self.clock.now();
-        let Some(entry) = self.runs.get(&RunId::from(status.key.run.as_str())) else { return };
+        let entry = self.runs.get(&RunId::from(status.key.run.as_str()));
+        let Some(entry) = entry.filter(|run| run.namespace == namespace) else { return };
         let (step, attempt) = (StepId::from(status.key.step.as_str()), status.key.attempt);
         if !self.statuses.is_due(&entry, &step, attempt, now) {
             return;
@@ -250,7 +256,9 @@ impl Shared {
         for (dead, runs) in admitted.buried {
             for entry in runs {
                 let spooled = spooled.get(&entry.id).cloned().unwrap_or_default();
-                self.tell(entry, Message::Buried { instance: dead.clone(), host: host.into(), spooled });
+                let agent = register.agent.as_str().into();
+                let burial = Burial { instance: dead.clone(), agent, host: host.into(), spooled };
+                self.tell(entry, Message::Buried(Box::new(burial)));
             }
         }
         if let Some((old, runs)) = admitted.replaced {

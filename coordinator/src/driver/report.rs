@@ -6,7 +6,7 @@ use muster_bus::{
     message::{Report, ReportBody, ReportReply},
 };
 use muster_engine::{
-    ids::{AgentName, HostLabel, InstanceId, StepId},
+    ids::{AgentName, InstanceId, StepId},
     run::{Command, Fence, Rejection, Report as Reported, Verdict},
 };
 use std::{sync::Arc, time::Duration};
@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use super::{
     Shared, convert,
-    entry::Message,
+    entry::{Burial, Message},
     run_task::{RunTask, key_of},
     turn::{Pending, Turn},
 };
@@ -82,32 +82,34 @@ impl RunTask {
         self.ours(turn, &Command::FindInstance { instance, holds }, &self.shared.ours);
     }
 
-    /// The instance is proven dead on a host. Nothing is concluded while a report of the attempt is still to come.
-    pub(super) fn buried(&self, turn: &mut Turn, instance: InstanceId, host: HostLabel, spooled: Vec<(StepId, u32)>) {
+    /// An instance is proven dead. Only the next process of the same agent on the same host can know that, and nothing is
+    /// concluded while a report of the attempt is still to come.
+    pub(super) fn buried(&self, turn: &mut Turn, burial: Box<Burial>) {
         let run = turn.run();
-        let mut elsewhere = false;
-        let waits = run.live_steps().any(|i| {
-            let Some((number, attempt)) = run.steps[i].live_attempt() else { return false };
-            if attempt.instance != instance {
-                return false;
+        let mut strange = false;
+        let mut waits = false;
+        for i in run.live_steps() {
+            let Some((number, attempt)) = run.steps[i].live_attempt() else { continue };
+            if attempt.instance == burial.instance {
+                strange |= attempt.agent != burial.agent || attempt.host.as_ref().is_some_and(|h| *h != burial.host);
+                waits |= burial.spooled.iter().any(|(step, n)| *n == number && *step == run.plan.steps[i].id);
             }
-            elsewhere |= attempt.host.as_ref().is_some_and(|h| *h != host);
-            spooled.iter().any(|(step, n)| *n == number && *step == run.plan.steps[i].id)
-        });
-        let again = Message::Buried { instance: instance.clone(), host, spooled };
-        if elsewhere {
-            warn!(run_id = %self.entry.id, "instance {instance} was buried from another host; ignored");
+        }
+        let Burial { instance, agent, host, .. } = &*burial;
+        if strange {
+            warn!(run_id = %self.entry.id, %agent, "instance {instance} can't be known dead from host {host}; ignored");
         } else if waits {
-            info!(run_id = %self.entry.id, "instance {instance} has ended; its spooled report is waited for");
+            info!(run_id = %self.entry.id, %agent, "instance {instance} has ended; its spooled report is waited for");
             let (entry, stop) = (Arc::clone(&self.entry), self.shared.stop.clone());
             self.shared.tasks.spawn(async move {
                 if tokio::time::timeout(SPOOL_WAIT, stop.cancelled()).await.is_err() {
-                    let _ = entry.tell(again).await;
+                    let _ = entry.tell(Message::Buried(burial)).await;
                 }
             });
         } else {
-            turn.again.push(again);
-            self.ours(turn, &Command::BuryInstance { instance }, &self.shared.ours);
+            let command = Command::BuryInstance { instance: instance.clone() };
+            turn.again.push(Message::Buried(burial));
+            self.ours(turn, &command, &self.shared.ours);
         }
     }
 

@@ -53,7 +53,7 @@ pub(super) struct RunTask {
     /// Steps that have a seat, or wait for one.
     pub(super) seats: Vec<(usize, Sits)>,
     errands: Vec<(StepId, u32, AbortHandle)>,
-    watchers: Vec<Watcher>,
+    pub(super) watchers: Vec<Watcher>,
     pub(super) cancels: Vec<(InstanceId, AttemptKey)>,
     wake_registered: Option<Timestamp>,
     /// What a failed append has left to be said again.
@@ -139,6 +139,9 @@ impl RunTask {
         for (_, _, errand) in &self.errands {
             errand.abort();
         }
+        for watcher in self.watchers.drain(..) {
+            watcher.end(errors::stopping());
+        }
         if self.wake_registered.is_some() {
             self.shared.timers.set(&self.entry, self.wake_registered, None);
         }
@@ -195,7 +198,7 @@ impl RunTask {
                 self.ours(turn, &Command::LoseInstance { instance }, &self.shared.ours);
             }
             Message::Found { instance, holds } => self.found(turn, instance, holds),
-            Message::Buried { instance, host, spooled } => self.buried(turn, instance, host, spooled),
+            Message::Buried(burial) => self.buried(turn, burial),
             Message::RestartClocks => {
                 turn.again.push(Message::RestartClocks);
                 self.ours(turn, &Command::RestartClocks, &self.shared.ours);

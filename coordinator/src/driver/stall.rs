@@ -100,6 +100,9 @@ impl RunTask {
         }
         metrics::counter!(RUNS_QUARANTINED).increment(1);
         self.entry.quarantine(why);
+        for watcher in self.watchers.drain(..) {
+            watcher.end(errors::quarantined(&self.entry.id, why));
+        }
         self.shared.projector.changed(&self.entry, &self.run);
         Flow::Leave
     }

@@ -2,10 +2,7 @@
 
 use std::{
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
 };
 
@@ -21,20 +18,23 @@ const BACKLOG: usize = 1_024;
 /// The run's end of a watch.
 pub(super) struct Watcher {
     events: mpsc::Sender<RunEvent>,
-    too_slow: Arc<AtomicBool>,
+    last_word: Arc<OnceLock<ControlError>>,
 }
 
 /// The reader's end of a watch: events, and at most one error, the last item.
 pub(super) struct Watched {
     events: mpsc::Receiver<RunEvent>,
-    too_slow: Arc<AtomicBool>,
+    last_word: Option<Arc<OnceLock<ControlError>>>,
 }
 
 /// Both ends.
 pub(super) fn channel() -> (Watcher, Watched) {
     let (sender, receiver) = mpsc::channel(BACKLOG);
-    let too_slow = Arc::new(AtomicBool::new(false));
-    (Watcher { events: sender, too_slow: Arc::clone(&too_slow) }, Watched { events: receiver, too_slow })
+    let last_word = Arc::new(OnceLock::new());
+    (
+        Watcher { events: sender, last_word: Arc::clone(&last_word) },
+        Watched { events: receiver, last_word: Some(last_word) },
+    )
 }
 
 impl Watcher {
@@ -43,11 +43,16 @@ impl Watcher {
         match self.events.try_send(event) {
             Ok(()) => true,
             Err(mpsc::error::TrySendError::Full(_)) => {
-                self.too_slow.store(true, Ordering::Release);
+                let _ = self.last_word.set(too_slow());
                 false
             }
             Err(mpsc::error::TrySendError::Closed(_)) => false,
         }
+    }
+
+    /// The watch is over before the run is, and this is why.
+    pub(super) fn end(self, why: ControlError) {
+        let _ = self.last_word.set(why);
     }
 }
 
@@ -57,8 +62,7 @@ impl Stream for Watched {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.events.poll_recv(context).map(|event| match event {
             Some(event) => Some(Ok(event)),
-            None if self.too_slow.swap(false, Ordering::AcqRel) => Some(Err(too_slow())),
-            None => None,
+            None => self.last_word.take().and_then(|word| word.get().cloned()).map(Err),
         })
     }
 }

@@ -147,6 +147,26 @@ async fn a_proven_dead_instance_ends_its_attempts_unless_their_reports_are_spool
 }
 
 #[tokio::test(start_paused = true)]
+async fn only_the_same_agent_on_the_same_host_can_bury_an_instance() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let run = house.start(&chain(1)).await;
+    let task = agent.next(TaskReply::Accepted).await;
+    let _stranger = Agent::start(house.bus.clone(), "infra-2", "i2", |r| r.dead = vec!["i1".into()]).await;
+    agent.fall_silent();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let _moved = Agent::start(house.bus.clone(), "infra-1", "i3", |r| {
+        r.host = Some("host-2".into());
+        r.dead = vec!["i1".into()];
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(house.run(&run.id).await.steps[0].state, StepState::Active);
+    assert_eq!(agent.report(&task, succeeded(json!({}))).await, ReportReply::Recorded { orders: vec![] });
+    assert_eq!(house.ended(&run.id).await.steps[0].attempts.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_second_process_waits_while_the_first_answers() {
     let house = House::open().await;
     let first = house.agent("infra-1").await;

@@ -149,3 +149,14 @@ async fn a_record_that_can_not_be_read_quarantines_its_run_alone() {
     let states: Vec<_> = listed.items.iter().map(|r| (r.id == bad.id, r.state)).collect();
     assert!(states.contains(&(true, "QUARANTINED")) && states.contains(&(false, "SUCCEEDED")), "{states:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_says_why_it_ends_before_its_run() {
+    let house = House::open().await;
+    let run = house.start(&chain(1)).await;
+    let watch = house.up.watch_run(&ns(), &run.id, 0).await.unwrap();
+    house.up.shutdown().await;
+    let heard: Vec<_> = futures_util::StreamExt::collect(watch).await;
+    assert_eq!(heard.last().unwrap().as_ref().unwrap_err().code, "COORDINATOR_STOPPING");
+    assert_eq!(heard.len() as u64, run.seq + 1);
+}
