@@ -126,6 +126,23 @@ async fn inspect_says_what_is_wrong_and_does_not_fail() {
     assert!(seen["error"].as_str().unwrap().contains("expired"), "{seen}");
 }
 
+/// As after a crash between the new files and the signal.
+#[tokio::test]
+async fn a_server_that_has_missed_its_reload_is_seen() {
+    let dir = lab::folder().unwrap();
+    let certificates = Certificates::make(&dir.path().join("tls"), &Nginx::user().unwrap(), NAME, -5).unwrap();
+    let mut nginx = Nginx::start(&dir.path().join("nginx"), NAME, &certificates, "127.0.0.1:1").unwrap();
+    let mut with = params(certificates.dir());
+    does(&Certificate, &with).await;
+    with["served_at"] = json!(nginx.https_address());
+    with["reload"] = json!({"pid_file": nginx.pid_file(), "process": "nginx"});
+    let (prepared, done) = does(&Certificate, &with).await;
+    assert_eq!(inspect(&nginx, &certificates, NAME).await["fingerprint"], done.output["fingerprint"]);
+    nginx.stop();
+    assert!(assert_gave_up(Instant::now(), Certificate.run(&context(), &with).await).contains("does not run"));
+    undoes(&Certificate, &with, &prepared).await;
+}
+
 #[tokio::test]
 async fn inspect_gives_up_in_time() {
     let dir = lab::folder().unwrap();

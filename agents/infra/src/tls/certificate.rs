@@ -1,6 +1,9 @@
 //! `tls.certificate`: a key and a certificate in their place.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -13,10 +16,11 @@ use serde_json::Value;
 
 use super::{
     facts::{Facts, facts, judge},
+    inspect::shown,
     issue,
 };
 use crate::{
-    bound::blocking,
+    bound::{blocking, until},
     files::{self, Before},
     measure::observation,
     net, params,
@@ -57,6 +61,10 @@ pub struct CertificateParams {
     /// A certificate with fewer days left is replaced.
     #[serde(default = "thirty")]
     pub renew_before_days: u32,
+    /// `host:port` where it has to be served. The check looks there, so that a server that has missed its reload is seen, and
+    /// a run waits until it is served.
+    #[serde(default)]
+    pub served_at: Option<String>,
     /// Who has to read it again (SIGHUP), also after an undo.
     #[serde(default)]
     pub reload: Option<Server>,
@@ -94,6 +102,10 @@ pub struct CertificateOutput {
 
 const CA_NAME: &str = "Muster internal CA";
 const CA_DAYS: u32 = 3_650;
+/// How long one look at the server may take.
+const LOOK_MS: u64 = 2_000;
+/// How long a server may take to serve a certificate that it was told to read.
+const SERVED_MS: u64 = 10_000;
 
 #[async_trait]
 impl Action for Certificate {
@@ -104,15 +116,17 @@ impl Action for Certificate {
         )
     }
 
-    async fn check(&self, _ctx: &Context, with: &Value) -> Result<Checked, ActionError> {
-        let with = CertificateParams::read(with)?;
-        blocking(move || {
-            Ok(match with.in_place()? {
-                Ok(facts) => Checked::Satisfied(done(&with, facts)),
-                Err(diff) => Checked::Different { diff },
-            })
+    async fn check(&self, ctx: &Context, with: &Value) -> Result<Checked, ActionError> {
+        let with = Arc::new(CertificateParams::read(with)?);
+        let files = Arc::clone(&with);
+        let facts = match blocking(move || files.in_place()).await? {
+            Ok(facts) => facts,
+            Err(diff) => return Ok(Checked::Different { diff }),
+        };
+        Ok(match with.served(ctx, &facts.fingerprint).await {
+            Ok(()) => Checked::Satisfied(done(&with, facts)),
+            Err(diff) => Checked::Different { diff },
         })
-        .await
     }
 
     async fn prepare(&self, _ctx: &Context, with: &Value) -> Result<Value, ActionError> {
@@ -121,25 +135,27 @@ impl Action for Certificate {
     }
 
     async fn run(&self, ctx: &Context, with: &Value) -> Result<Done, ActionError> {
-        let with = CertificateParams::read(with)?;
+        let with = Arc::new(CertificateParams::read(with)?);
         ctx.progress(&format!("issuing a certificate for {}", with.domain), None);
-        let server = with.reload.clone();
-        let done = blocking(move || {
-            for file in with.before()? {
+        let files = Arc::clone(&with);
+        let facts = blocking(move || {
+            for file in files.before()? {
                 file.keep()?;
             }
-            with.issue()?;
-            let facts = with.in_place()?.map_err(|why| {
+            files.issue()?;
+            files.in_place()?.map_err(|why| {
                 ActionError::permanent(format!("the new certificate is not as wanted: {why}; see the parameters"))
-            })?;
-            Ok(done(&with, facts))
+            })
         })
         .await?;
-        let Some(server) = server else { return Ok(done) };
-        if server.reload_and_wait(ctx).await? {
-            return Ok(done);
+        if let Some(server) = &with.reload
+            && !server.reload_and_wait(ctx).await?
+        {
+            let name = &server.process;
+            return Err(ActionError::retry(format!("the certificate is in place, but {name} does not run; start it")));
         }
-        Err(ActionError::retry(format!("the certificate is in place, but {} does not run; start it", server.process)))
+        until(ctx, SERVED_MS, 100, "the new certificate", || with.served(ctx, &facts.fingerprint)).await?;
+        Ok(done(&with, facts))
     }
 
     async fn undo(&self, ctx: &Context, with: &Value, prepared: &Value) -> Result<Done, ActionError> {
@@ -192,6 +208,16 @@ impl CertificateParams {
 
     fn names(&self) -> Vec<String> {
         std::iter::once(&self.domain).chain(&self.alt_names).cloned().collect()
+    }
+
+    /// Whether the server shows this certificate; yes where none is named.
+    async fn served(&self, ctx: &Context, fingerprint: &str) -> Result<(), String> {
+        let Some(address) = &self.served_at else { return Ok(()) };
+        let shown = shown(ctx, address, Some(&self.domain), LOOK_MS).await.map_err(|e| e.to_string())?;
+        if files::digest(&shown.chain[0]) == fingerprint {
+            return Ok(());
+        }
+        Err(format!("{address} still serves another certificate"))
     }
 
     fn before(&self) -> Result<Vec<Before>, ActionError> {

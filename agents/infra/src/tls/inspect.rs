@@ -1,12 +1,12 @@
 //! `tls.inspect`: what a server shows in a real handshake.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use muster_agent::{Action, ActionError, ActionSpec, Context, Done};
 use rustls::{ClientConnection, ProtocolVersion};
-use rustls_pki_types::ServerName;
+use rustls_pki_types::{CertificateDer, ServerName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -86,37 +86,58 @@ impl Action for Inspect {
 }
 
 async fn inspect(ctx: &Context, with: &InspectParams) -> Result<InspectOutput, ActionError> {
-    let host = with.address.rsplit_once(':').map(|(host, _)| host.trim_matches(['[', ']']));
-    let host = host.ok_or_else(|| ActionError::permanent(format!("address {:?} is not host:port", with.address)))?;
-    let name = with.server_name.as_deref().unwrap_or(host);
-    let asked = ServerName::try_from(name.to_owned())
-        .map_err(|e| ActionError::permanent(format!("server_name {name:?} is not a host name: {e}")))?;
     let roots = net::roots(with.ca_file.as_deref())?;
-    let (config, shown) = net::looking();
-    let what = format!("{} (TLS handshake)", with.address);
-    let protocol = within(ctx, with.timeout_ms, &what, async {
-        let stream = TcpStream::connect(&with.address).await.map_err(|e| format!("{} refuses: {e}", with.address))?;
-        let connector = TlsConnector::from(std::sync::Arc::new(config));
-        let stream =
-            connector.connect(asked, stream).await.map_err(|e| format!("no TLS with {}: {e}", with.address))?;
-        Ok::<_, String>(protocol(stream.get_ref().1))
-    });
-    let protocol = protocol.await?.map_err(ActionError::retry)?;
-    let chain = shown.chain();
-    let leaf = chain.first().ok_or_else(|| ActionError::retry(format!("{} shows no certificate", with.address)))?;
-    let facts = facts(leaf).map_err(ActionError::permanent)?;
-    let trust = judge(&chain, &roots, &[name]);
+    let shown = shown(ctx, &with.address, with.server_name.as_deref(), with.timeout_ms).await?;
+    let facts = facts(&shown.chain[0]).map_err(ActionError::permanent)?;
+    let trust = judge(&shown.chain, &roots, &[shown.name.as_str()]);
     Ok(InspectOutput {
         chain_valid: trust.chain.is_ok(),
         name_valid: trust.name.is_ok(),
         days_left: facts.days_left,
         not_after: facts.not_after,
-        protocol,
+        protocol: shown.protocol,
         subject: facts.subject,
         issuer: facts.issuer,
         fingerprint: facts.fingerprint,
         error: trust.chain.err().or_else(|| trust.name.err()),
     })
+}
+
+/// What a server shows in a handshake.
+pub(super) struct Shown {
+    /// At least one, the leaf first.
+    pub(super) chain: Vec<CertificateDer<'static>>,
+    /// The name that it was asked for.
+    pub(super) name: String,
+    protocol: String,
+}
+
+/// Makes a handshake that trusts anybody, and ends it. Without a `name`, the host of the address is asked for.
+pub(super) async fn shown(
+    ctx: &Context,
+    address: &str,
+    name: Option<&str>,
+    timeout_ms: u64,
+) -> Result<Shown, ActionError> {
+    let host = address.rsplit_once(':').map(|(host, _)| host.trim_matches(['[', ']']));
+    let host = host.ok_or_else(|| ActionError::permanent(format!("address {address:?} is not host:port")))?;
+    let name = name.unwrap_or(host).to_owned();
+    let asked = ServerName::try_from(name.clone())
+        .map_err(|e| ActionError::permanent(format!("server_name {name:?} is not a host name: {e}")))?;
+    let (config, shown) = net::looking();
+    let what = format!("{address} (TLS handshake)");
+    let protocol = within(ctx, timeout_ms, &what, async {
+        let stream = TcpStream::connect(address).await.map_err(|e| format!("{address} refuses: {e}"))?;
+        let connector = TlsConnector::from(Arc::new(config));
+        let stream = connector.connect(asked, stream).await.map_err(|e| format!("no TLS with {address}: {e}"))?;
+        Ok::<_, String>(protocol(stream.get_ref().1))
+    });
+    let protocol = protocol.await?.map_err(ActionError::retry)?;
+    let chain = shown.chain();
+    if chain.is_empty() {
+        return Err(ActionError::retry(format!("{address} shows no certificate")));
+    }
+    Ok(Shown { chain, name, protocol })
 }
 
 fn protocol(connection: &ClientConnection) -> String {
