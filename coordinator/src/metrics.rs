@@ -34,6 +34,8 @@ pub const STEPS_WAITING: &str = "muster_steps_waiting";
 pub const AGENTS_ALIVE: &str = "muster_agents_alive";
 /// Leases of agents that have run out.
 pub const AGENTS_LOST: &str = "muster_agents_lost_total";
+/// Syncs of the journal that appends have waited for.
+pub const JOURNAL_SYNCS: &str = "muster_journal_syncs_total";
 
 /// Upper bounds of the buckets of every histogram in seconds: from a memory access to a slow disk.
 const SECONDS: &[f64] =
@@ -52,6 +54,7 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
 }
 
 fn describe() {
+    describe_counter!(JOURNAL_SYNCS, "Syncs of the journal that appends have waited for");
     describe_counter!(RUNS_STARTED, "Runs started");
     describe_counter!(RUNS_ENDED, "Runs ended, by outcome");
     describe_counter!(ATTEMPTS_ASSIGNED, "Attempts assigned to agents, by purpose");

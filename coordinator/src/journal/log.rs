@@ -48,6 +48,7 @@ use self::{
 use super::{
     AppendError, Appended, Head, Journal, MAX_APPEND_BYTES, Position, ReadError, Record, StreamAppend, StreamId, record,
 };
+use crate::metrics::JOURNAL_SYNCS;
 
 /// How a log is opened.
 #[derive(Clone)]
@@ -170,6 +171,12 @@ pub(crate) struct Shared {
 impl Shared {
     fn index(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Of the hot path: what is prepared ahead of use does not count.
+    fn count_syncs(&self, syncs: u64) {
+        self.syncs.fetch_add(syncs, Ordering::Relaxed);
+        metrics::counter!(JOURNAL_SYNCS).increment(syncs);
     }
 
     fn set_health(&self, health: Health) {

@@ -6,7 +6,6 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::Ordering,
         mpsc::{Receiver, Sender, channel},
     },
     thread,
@@ -189,7 +188,7 @@ impl Committer {
         } else {
             let file = &mut self.active.file;
             let result = file.write_at(bytes, from).and_then(|()| file.sync());
-            self.shared.syncs.fetch_add(1, Ordering::Relaxed);
+            self.shared.count_syncs(1);
             result.map(|()| {
                 (self.active.end, self.active.empty) = (end, false);
                 from
@@ -253,7 +252,7 @@ impl Committer {
         file.sync()?;
         self.shared.disk.rename(&made, &path)?;
         self.shared.disk.sync_dir(&dir)?;
-        self.shared.syncs.fetch_add(2, Ordering::Relaxed);
+        self.shared.count_syncs(2);
         let from = line.len() as u64;
         let end = from + self.batch.bytes.len() as u64;
         self.active = Active { file, end, empty: false };
