@@ -95,3 +95,22 @@ fn the_walk_of_the_readme() -> Result<()> {
     }
     Ok(())
 }
+
+/// A block that begins with ```` ```rust file=path ```` stands in that file as it stands in the page.
+#[test]
+fn blocks_that_name_a_file_stand_in_it() -> Result<()> {
+    let mut seen = 0;
+    for page in fs::read_dir(checkout().join("docs/examples"))? {
+        let page = page?.path();
+        let text = fs::read_to_string(&page)?;
+        for block in text.split("\n```").skip(1) {
+            let Some((head, body)) = block.split_once('\n') else { continue };
+            let Some(file) = head.split(' ').find_map(|word| word.strip_prefix("file=")) else { continue };
+            let source = fs::read_to_string(checkout().join(file)).with_context(|| format!("{} names {file}", page.display()))?;
+            ensure!(source.contains(body), "{} shows what is not in {file}:\n{body}", page.display());
+            seen += 1;
+        }
+    }
+    ensure!(seen >= 10, "only {seen} blocks were found");
+    Ok(())
+}

@@ -97,28 +97,34 @@ pub(crate) async fn run(args: &BenchArgs, say: &(dyn Fn(&str) + Sync)) -> anyhow
     }
     .context("can't make a folder for the bench")?;
     let mut figures = Vec::new();
+    let mut take = |measured: Vec<Figure>| {
+        for figure in measured.into_iter().filter(|f| wanted(&f.name)) {
+            say(&format!("{} = {:.2} {}", figure.name, figure.value, figure.unit));
+            figures.push(figure);
+        }
+    };
 
     say("starting nats-server, a coordinator and an agent");
     let cluster = Cluster::start(dir.path()).await?;
     if wanted("idle_rss_mb") || wanted("idle_cpu_percent") {
         say("idle");
-        figures.extend(cluster.idle(time * 2).await?);
+        take(cluster.idle(time * 2).await?);
     }
     if wanted("step_latency") || wanted("syncs_per_step_1") {
         say("one run at a time");
-        figures.extend(one_at_a_time(&cluster, dir.path(), time).await?);
+        take(one_at_a_time(&cluster, dir.path(), time).await?);
     }
     for width in [256_usize, 1000] {
         let name = format!("steps_per_second_{width}");
         if wanted(&name) || (width == 256 && wanted("syncs_per_step_256")) {
             say(&format!("{width} runs at a time"));
-            figures.extend(at_width(&cluster, width, time).await?);
+            take(at_width(&cluster, width, time).await?);
         }
     }
     for connections in [1_usize, 4] {
         if wanted(&format!("get_run_per_second_{connections}")) {
             say(&format!("GetRun on {connections} connection(s)"));
-            figures.push(get_run(&cluster, connections, time).await?);
+            take(vec![get_run(&cluster, connections, time).await?]);
         }
     }
     let data_dir = cluster.stop().await?;
@@ -127,9 +133,8 @@ pub(crate) async fn run(args: &BenchArgs, say: &(dyn Fn(&str) + Sync)) -> anyhow
     if wanted("local_steps_per_second_256") {
         say("256 runs at a time, everything in one process");
         let value = local::steps_per_second(&dir.path().join("local"), 256, time).await?;
-        figures.push(Figure::new("local_steps_per_second_256", value, "steps/s").held("30,000", "60,000"));
+        take(vec![Figure::new("local_steps_per_second_256", value, "steps/s").held("30,000", "60,000")]);
     }
-    figures.retain(|f| wanted(&f.name));
     Ok(BenchReport { machine: machine(), figures, journal_batches })
 }
 
