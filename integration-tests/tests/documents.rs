@@ -106,7 +106,8 @@ fn blocks_that_name_a_file_stand_in_it() -> Result<()> {
         for block in text.split("\n```").skip(1) {
             let Some((head, body)) = block.split_once('\n') else { continue };
             let Some(file) = head.split(' ').find_map(|word| word.strip_prefix("file=")) else { continue };
-            let source = fs::read_to_string(checkout().join(file)).with_context(|| format!("{} names {file}", page.display()))?;
+            let source = fs::read_to_string(checkout().join(file))
+                .with_context(|| format!("{} names {file}", page.display()))?;
             ensure!(source.contains(body), "{} shows what is not in {file}:\n{body}", page.display());
             seen += 1;
         }
