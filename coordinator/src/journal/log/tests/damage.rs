@@ -274,7 +274,9 @@ fn victims_of_neighbouring_damage_count_where_two_lines_agree() {
     let damage = |places: &[usize]| {
         let dir = copy(&pristine);
         let mut damaged = bytes.clone();
-        places.iter().for_each(|at| damaged[*at] ^= 1);
+        for at in places {
+            damaged[*at] ^= 1;
+        }
         fs::write(dir.path().join("log").join(file.file_name().unwrap()), damaged).unwrap();
         dir
     };
