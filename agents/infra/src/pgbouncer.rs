@@ -7,5 +7,5 @@ mod probe;
 mod settings;
 
 pub use configure::{Configure, ConfigureOutput};
-pub use probe::{Probe, ProbeOutput, ProbeParams};
+pub use probe::{Probe, ProbeExpect, ProbeOutput, ProbeParams};
 pub use settings::{AuthType, ConfigureParams, Database, PoolMode};

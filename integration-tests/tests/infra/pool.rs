@@ -73,6 +73,15 @@ async fn a_pool_that_serves_one_client_is_mended_and_broken_again() {
 
     let green = PoolProbe.run(&context(), &base.probe()).await.unwrap();
     assert_eq!(green.output["success_percent"], json!(100.0), "{}", green.output);
+    for (expect, holds) in [
+        (json!({"success_percent": 100, "latency_p95_ms_below": 1e9}), true),
+        (json!({"latency_p95_ms_below": 0.001}), false),
+    ] {
+        let mut with = base.probe();
+        with["expect"] = expect;
+        let probed = PoolProbe.run(&context(), &with).await;
+        assert_eq!(probed.is_ok(), holds, "{probed:?}");
+    }
     assert_eq!((&green.output["pool_size"], &green.output["within_pool"]), (&json!(20), &json!(true)));
     assert!(green.output["latency_p95_ms"].as_f64().unwrap() > 0.0);
     assert!(green.observations.iter().any(|o| o.name == "latency_p95" && o.unit == "ms" && o.samples == Some(500)));

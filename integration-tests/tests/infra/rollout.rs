@@ -74,6 +74,7 @@ impl Run {
 fn without_times(with: &mut Value) {
     if let Some(expect) = with.get_mut("expect").and_then(Value::as_object_mut) {
         expect.remove("ttfb_ms_below");
+        expect.remove("latency_p95_ms_below");
     }
 }
 

@@ -58,6 +58,21 @@ pub struct ProbeParams {
     #[serde(default = "five_seconds")]
     #[schemars(range(min = 1, max = 60000))]
     pub timeout_ms: u64,
+    /// What must have been measured: otherwise a failure that may pass by itself, so that the step's `retry` waits for it.
+    #[serde(default)]
+    pub expect: ProbeExpect,
+}
+
+/// What must have been measured; what is absent is not looked at.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProbeExpect {
+    /// At least this share of transactions succeeded, in percent.
+    #[serde(default)]
+    pub success_percent: Option<f64>,
+    /// The 95th percentile of latency is below this, in milliseconds.
+    #[serde(default)]
+    pub latency_p95_ms_below: Option<f64>,
 }
 
 fn fifty() -> u32 {
@@ -132,7 +147,21 @@ impl Action for Probe {
             let message = format!("none of {} transactions succeeded: {}", output.attempted, all.join("; "));
             return Err(ActionError::Retry { message, output: Some(params::output(&output)) });
         }
+        if let Some(message) = with.expect.wrong(&output) {
+            return Err(ActionError::Retry { message, output: Some(params::output(&output)) });
+        }
         Ok(Done { observations: observations(&output), output: params::output(&output) })
+    }
+}
+
+impl ProbeExpect {
+    /// What is not as expected, if anything.
+    fn wrong(&self, output: &ProbeOutput) -> Option<String> {
+        if let Some(least) = self.success_percent.filter(|least| output.success_percent < *least) {
+            return Some(format!("{} % of the transactions succeeded, {least} % wanted", output.success_percent));
+        }
+        let (limit, p95) = (self.latency_p95_ms_below?, output.latency_p95_ms?);
+        (p95 >= limit).then(|| format!("95 % of the transactions took up to {p95} ms, below {limit} ms wanted"))
     }
 }
 
