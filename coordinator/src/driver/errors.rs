@@ -125,3 +125,8 @@ pub(super) fn playbook_not_found(name: &str) -> ControlError {
 pub(super) fn unwritable(e: &serde_json::Error) -> ControlError {
     error(ControlErrorKind::Internal, "INTERNAL", format!("a record can't be written as JSON: {e}"), "")
 }
+
+pub(super) fn broken(why: &str) -> ControlError {
+    let hint = "this is a bug in Muster, please report it with the playbook";
+    error(ControlErrorKind::Internal, "INTERNAL", format!("the run can't be begun: {why}"), hint)
+}

@@ -40,43 +40,11 @@ impl RunTask {
         turn.requests.extend(request.append(turn.now, &entry.id));
         task.place(&mut turn, true);
         let mut answer = Some(answer);
-        let mut pause = AGAIN_AFTER;
         let noting = shared.projector.begin();
-        loop {
-            let appends = turn.appends(&task.stream, &shared.ours);
-            let failed = match turn.broken.take() {
-                Some(why) => {
-                    error!(run_id = %entry.id, "a new run can't be begun: {why}");
-                    AppendError::Unavailable(why)
-                }
-                None => match shared.append(appends).await {
-                    Ok(_) => break,
-                    Err(e) => e,
-                },
-            };
-            if let AppendError::Conflict { stream, .. } = &failed
-                && *stream == task.stream
-            {
-                // The append whose outcome was not known is on disk after all.
-                break;
-            }
-            let error = match &failed {
-                AppendError::Conflict { stream, .. } if request.is_stream(stream) => shared.repeated_start(&request),
-                other @ (AppendError::Conflict { .. }
-                | AppendError::TooLarge { .. }
-                | AppendError::Damaged { .. }
-                | AppendError::Unavailable(_)) => Err(errors::append_failed(other)),
-            };
-            if let Some(answer) = answer.take() {
-                let _ = answer.send(error);
-            }
-            if !matches!(failed, AppendError::Unavailable(_)) || shared.is_stopping() {
-                task.leave_table();
-                shared.runs.remove(&entry);
-                return;
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(AGAIN_AT_MOST);
+        if !task.append_start(&mut turn, &request, &mut answer).await {
+            task.leave_table();
+            shared.runs.remove(&entry);
+            return;
         }
         if let Some(answer) = answer {
             turn.answers.push(Pending::Taken(answer));
@@ -84,5 +52,49 @@ impl RunTask {
         task.act(turn);
         drop(noting);
         task.serve().await;
+    }
+    /// Append until it is known what has become of it. A caller is told at once when that is not known yet; the run is
+    /// started nevertheless as soon as the journal stands. False: it is not started.
+    async fn append_start(&mut self, turn: &mut Turn, request: &Request, answer: &mut Option<Answer>) -> bool {
+        let shared = Arc::clone(&self.shared);
+        let mut tell = |result| {
+            if let Some(answer) = answer.take() {
+                let _ = answer.send(result);
+            }
+        };
+        let mut pause = AGAIN_AFTER;
+        loop {
+            let appends = turn.appends(&self.stream, &shared.ours);
+            if let Some(why) = &turn.broken {
+                error!(run_id = %self.entry.id, "a new run can't be begun: {why}");
+                tell(Err(errors::broken(why)));
+                return false;
+            }
+            match shared.append(appends).await {
+                Ok(_) => return true,
+                Err(AppendError::Conflict { stream, .. }) if stream == self.stream => {
+                    // An earlier append is there after all; that it is on disk, only reading says.
+                    if shared.journal.read_stream(&self.stream, 0, 1).is_ok_and(|records| !records.is_empty()) {
+                        return true;
+                    }
+                }
+                Err(AppendError::Conflict { stream, .. }) if request.is_stream(&stream) => {
+                    tell(shared.repeated_start(request));
+                    return false;
+                }
+                Err(e @ AppendError::Unavailable(_)) => tell(Err(errors::append_failed(&e))),
+                Err(
+                    e @ (AppendError::Conflict { .. } | AppendError::TooLarge { .. } | AppendError::Damaged { .. }),
+                ) => {
+                    tell(Err(errors::append_failed(&e)));
+                    return false;
+                }
+            }
+            if shared.is_stopping() {
+                return false;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(AGAIN_AT_MOST);
+        }
     }
 }

@@ -20,8 +20,11 @@ use crate::harness::{Agent, CLUSTER, House, chain, subjects, succeeded};
 const RUNS: usize = 200;
 const STEPS: usize = 6;
 
+/// Run, step and number of an attempt.
+type Key = (String, String, u32);
+
 /// What was really done, by attempt.
-type Ledger = Arc<Mutex<BTreeMap<(String, String, u32), u32>>>;
+type Ledger = Arc<Mutex<BTreeMap<Key, u32>>>;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_crowd_of_runs_ends_and_nothing_is_done_twice() {
@@ -50,7 +53,7 @@ async fn a_crowd_of_runs_ends_and_nothing_is_done_twice() {
 /// Starts each attempt once, says now and then that it is busy, and reports until it is recorded, sometimes twice.
 async fn work(bus: Arc<muster_bus::local::LocalBus>, ledger: Ledger) {
     let mut tasks = bus.subscribe(&subjects().task("infra-9", "i9")).await.unwrap();
-    let answered: Arc<Mutex<BTreeMap<(String, String, u32), TaskReply>>> = Arc::default();
+    let answered: Arc<Mutex<BTreeMap<Key, TaskReply>>> = Arc::default();
     while let Some(delivery) = tasks.next().await {
         let task: Task = serde_json::from_slice(&delivery.payload).unwrap();
         let key = (task.key.run.clone(), task.key.step.clone(), task.key.attempt);

@@ -4,7 +4,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use muster_bus::message::{ReportReply, TaskReply};
 use muster_coordinator::{
-    control::{Control, PlaybookSource, RunFilter},
+    control::{Caller, Control, PlaybookSource, RunFilter},
     driver::OpenError,
 };
 use muster_engine::run::{Command, event::Purpose};
@@ -159,4 +159,24 @@ async fn a_watch_says_why_it_ends_before_its_run() {
     let heard: Vec<_> = futures_util::StreamExt::collect(watch).await;
     assert_eq!(heard.last().unwrap().as_ref().unwrap_err().code, "COORDINATOR_STOPPING");
     assert_eq!(heard.len() as u64, run.seq + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_whose_outcome_was_not_known_is_started_once() {
+    for keeps in [false, true] {
+        let house = House::open().await;
+        let mut agent = house.agent("infra-1").await;
+        house.journal.keeps.store(keeps, Ordering::SeqCst);
+        house.journal.fails.store(true, Ordering::SeqCst);
+        let caller = Caller { request_id: Some("6a9f4c1e-0000-4000-8000-000000000003".into()), ..operator() };
+        let source = PlaybookSource::Inline(chain(1));
+        let start = async || house.up.start_run(&ns(), &source, json!({}), "", None, false, &caller).await;
+        assert_eq!(start().await.unwrap_err().code, "JOURNAL_UNAVAILABLE");
+        house.journal.fails.store(false, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let run = start().await.unwrap();
+        agent.succeed(1).await;
+        house.ended(&run.id).await;
+        assert_eq!(house.up.list_runs(&ns(), &RunFilter::default(), 10, "").await.unwrap().items.len(), 1);
+    }
 }
