@@ -1,5 +1,7 @@
 //! A coordinator and an agent as processes of their own, over a real nats-server, and what is on disk afterwards.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod support;
 
 use std::os::unix::fs::PermissionsExt as _;

@@ -68,7 +68,7 @@ pub(crate) struct ServeArgs {
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) insecure: bool,
-    /// Go on although records of the journal are lost: every open run then waits for a person.
+    /// Go on without the records of the journal that are lost; see which: muster journal verify.
     #[arg(long)]
     #[serde(skip)]
     pub(crate) accept_loss: bool,

@@ -71,10 +71,9 @@ impl Nats {
             child.unwrap_or_else(|e| panic!("can't start nats-server ({e}); install it: apt-get install nats-server"));
         let file = ports.join(format!("nats-server_{}.ports", child.id()));
         let mut nats = Self { child, url: String::new() };
-        wait_for("nats-server writes its port", || {
+        nats.url = wait_for("nats-server writes its port", || {
             let ports: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).ok()?).ok()?;
-            nats.url = ports["nats"][0].as_str()?.to_owned();
-            Some(())
+            ports["nats"][0].as_str().map(str::to_owned)
         });
         nats
     }
