@@ -103,7 +103,7 @@ impl World {
             rest.rsplit(" = ").next().and_then(|r| r.split(' ').next()).and_then(|r| r.parse().ok()).unwrap_or(-1);
         match call.name.as_str() {
             "fdatasync" | "fsync" if result == 0 => {
-                self.durable.extend(self.covered.remove(thread).unwrap_or_default())
+                self.durable.extend(self.covered.remove(thread).unwrap_or_default());
             }
             "write" | "pwrite64" | "writev" | "pwritev" if result > 0 => self.wrote(call),
             "read" | "readv" | "recvfrom" | "recvmsg" if result > 0 => self.arrived(call)?,
@@ -225,7 +225,7 @@ mod tests {
     use super::*;
 
     fn hex(text: &str) -> String {
-        text.bytes().map(|b| format!("\\x{b:02x}")).collect()
+        text.bytes().fold(String::new(), |hex, byte| format!("{hex}\\x{byte:02x}"))
     }
 
     fn trace(sync_first: bool) -> String {

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     fs::{self, Permissions},
     os::unix::fs::PermissionsExt as _,
     path::PathBuf,
@@ -42,9 +43,12 @@ impl Ledger {
             ),
         )?;
         fs::set_permissions(&script, Permissions::from_mode(0o755))?;
-        let digest: String = Sha256::digest(fs::read(&script)?).iter().map(|b| format!("{b:02x}")).collect();
+        let mut digest = String::new();
+        for byte in Sha256::digest(fs::read(&script)?) {
+            write!(digest, "{byte:02x}")?;
+        }
         let allow = dir.join("allow.toml");
-        fs::write(&allow, format!("[commands.ledger]\npath = {script:?}\nsha256 = \"{digest}\"\n"))?;
+        fs::write(&allow, format!("[commands.ledger]\npath = \"{}\"\nsha256 = \"{digest}\"\n", script.display()))?;
         Ok(Self { file, gate, allow })
     }
 
@@ -99,15 +103,21 @@ fn playbook(name: &str, steps: usize, mode: &str) -> String {
     );
     for n in 1..=steps {
         let needs = if n == 1 { String::new() } else { format!("          needs: [s{}]\n", n - 1) };
-        yaml.push_str(&format!(
-            "        - id: s{n}\n{needs}          agent: {{role: infra}}\n          action: command.run\n          with: {{command: ledger, args: [{mode}, \"{{{{ run.id }}}}\", s{n}]}}\n          timeout: 60s\n          undo: irreversible\n"
-        ));
+        // Writing to a string can't fail.
+        let _ = writeln!(
+            yaml,
+            "        - id: s{n}\n{needs}          agent: {{role: infra}}\n          action: command.run\n          with: {{command: ledger, args: [{mode}, \"{{{{ run.id }}}}\", s{n}]}}\n          timeout: 60s\n          undo: irreversible"
+        );
     }
     yaml
 }
 
 /// A small generator, so that a failure can be repeated by its seed.
-struct Random(u64);
+#[derive(Debug)]
+struct Random {
+    seed: u64,
+    state: u64,
+}
 
 impl Random {
     fn new() -> Self {
@@ -115,15 +125,14 @@ impl Random {
             .ok()
             .and_then(|s| s.parse().ok())
             .unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| u64::from(d.subsec_nanos())));
-        eprintln!("SEED={seed}");
-        Self(seed | 1)
+        Self { seed, state: seed | 1 }
     }
 
     fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        self.state % bound
     }
 }
 
@@ -156,7 +165,7 @@ fn the_coordinator_is_killed_at_20_random_moments_of_a_busy_run() -> Result<()> 
         system.start_coordinator()?;
     }
     for run in &runs {
-        system.wait_run(run, &["SUCCEEDED"], LONG)?;
+        system.wait_run(run, &["SUCCEEDED"], LONG).with_context(|| format!("again with SEED={}", random.seed))?;
         ledger.agrees_with(run, &system.events(run)?)?;
         for n in 1..=12 {
             let tries = ledger.tries()?.get(&(run.clone(), format!("s{n}"))).copied();

@@ -58,7 +58,7 @@ fn run(document: &str, blocks: &[String]) -> Result<String> {
     let file = dir.path().join("commands.sh");
     fs::write(&file, &script)?;
     let tools = checkout().join("target/tools/bin");
-    let path = [muster.parent().unwrap_or(Path::new("")), &tools]
+    let path = [muster.parent().unwrap_or_else(|| Path::new("")), &tools]
         .iter()
         .map(|p| p.display().to_string())
         .chain(std::env::var("PATH"))

@@ -1,6 +1,6 @@
 //! Law 1, seen from outside: nothing leaves the coordinator before what it follows from is on disk.
 
-use std::{fs, process::Command};
+use std::{fmt::Write as _, fs, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use muster_integration_tests::{
@@ -16,12 +16,11 @@ fn every_task_and_every_recorded_follows_its_fdatasync() -> Result<()> {
     let mut system =
         System::start_under(&["strace", "-f", "-xx", "-s", "4194304", "-e", trace::WATCH, "-o", path(&file)?])?;
     system.start_agent("bench-1", "bench", &[])?;
-    let steps: String = (1..=10)
-        .map(|n| {
-            let needs = if n % 5 == 1 { String::new() } else { format!(", needs: [s{}]", n - 1) };
-            format!("        - {{id: s{n}, agent: {{role: bench}}, action: noop.run, with: {{}}{needs}}}\n")
-        })
-        .collect();
+    let mut steps = String::new();
+    for n in 1..=10 {
+        let needs = if n % 5 == 1 { String::new() } else { format!(", needs: [s{}]", n - 1) };
+        writeln!(steps, "        - {{id: s{n}, agent: {{role: bench}}, action: noop.run, with: {{}}{needs}}}")?;
+    }
     let playbook = system.submit(&format!(
         "apiVersion: muster.dev/v1\nkind: Playbook\nmetadata: {{name: law, owner: ops}}\nspec:\n  phases:\n    - id: all\n      steps:\n{steps}"
     ))?;

@@ -30,8 +30,8 @@ fn serve<'a>(nats: &'a str, listen: &'a str, data: &'a str) -> Vec<&'a str> {
 }
 
 fn answers(session: &Session, args: &[&str]) -> Option<Value> {
-    let output = session.command(&[args, &["-o", "json"]].concat()).output().unwrap();
-    output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
+    let output = session.command(&[args, &["-o", "json"]].concat()).output().expect("the binary starts");
+    output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("-o json prints JSON"))
 }
 
 #[test]

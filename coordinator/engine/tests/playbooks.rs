@@ -3,11 +3,7 @@
 //! Each file in `bad_playbooks/` ends with what has to be found in it. `UPDATE=1 cargo test -p muster-engine --test
 //! playbooks` writes it again; read the difference.
 
-#![expect(
-    clippy::disallowed_methods,
-    clippy::disallowed_types,
-    reason = "tests read and write files, and start threads"
-)]
+#![expect(clippy::disallowed_methods, reason = "tests read and write files, and start threads")]
 
 use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
 

@@ -64,7 +64,11 @@ fn error(kind: Kind, code: &'static str, message: &str) -> ControlError {
 fn rejected(rejection: &Rejection) -> ControlError {
     match rejection {
         Rejection::UnknownStep(_) => error(Kind::NotFound, "STEP_NOT_FOUND", &rejection.to_string()),
-        other => error(Kind::FailedPrecondition, "STATE_FORBIDS", &other.to_string()),
+        Rejection::RunEnded
+        | Rejection::Forbidden { .. }
+        | Rejection::UnknownAttempt { .. }
+        | Rejection::Broken(_)
+        | Rejection::Conflict { .. } => error(Kind::FailedPrecondition, "STATE_FORBIDS", &rejection.to_string()),
     }
 }
 
@@ -548,7 +552,7 @@ fn follow<T: Clone + Send + 'static>(
     id: RunId,
     next: usize,
     list: fn(&State, &RunId) -> Vec<T>,
-    last: impl Fn(&T) -> bool + Send + 'static,
+    ends: impl Fn(&T) -> bool + Send + 'static,
 ) -> Watch<T> {
     let mut changed = fake.changed.subscribe();
     let state = Arc::clone(&fake.state);
@@ -560,7 +564,7 @@ fn follow<T: Clone + Send + 'static>(
             let items = list(&state.lock().unwrap(), &id);
             for item in items.into_iter().skip(next) {
                 next += 1;
-                let over = last(&item);
+                let over = ends(&item);
                 if sender.send(Ok(item)).await.is_err() || over {
                     return;
                 }

@@ -306,7 +306,7 @@ async fn milestones_are_listed_and_watched() {
     };
     let reached = (format!("{}/milestones/critical", first.name), pb::milestone::State::Reached);
     let pending = (format!("{}/milestones/critical", second.name), pb::milestone::State::Pending);
-    assert_eq!(states(first.name).await, [reached.clone()]);
+    assert_eq!(states(first.name).await, std::slice::from_ref(&reached));
     assert_eq!(states(NAMESPACE.to_owned()).await, [reached, pending]);
 }
 

@@ -1,6 +1,7 @@
 //! nats-server, a coordinator and an agent as separate processes, ended by their own pid.
 
 use std::{
+    fmt::Write as _,
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -149,9 +150,9 @@ pub(crate) fn playbook() -> String {
     );
     for step in 1..=STEPS_PER_RUN {
         let needs = if step == 1 { String::new() } else { format!(", needs: [s{}]", step - 1) };
-        yaml.push_str(&format!(
-            "        - {{id: s{step}, agent: {{role: bench}}, action: noop.run, with: {{}}{needs}}}\n"
-        ));
+        // Writing to a string can't fail.
+        let _ =
+            writeln!(yaml, "        - {{id: s{step}, agent: {{role: bench}}, action: noop.run, with: {{}}{needs}}}");
     }
     yaml
 }

@@ -1,6 +1,6 @@
 //! The same work with coordinator and agent in one process: a real log on the disk, the in-process bus, no gRPC.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use futures_util::StreamExt as _;
@@ -73,7 +73,7 @@ fn worker(bus: Arc<dyn Bus>) -> anyhow::Result<Worker> {
         namespace: NAMESPACE.into(),
         agent: "bench-1".into(),
         role: "bench".into(),
-        labels: Default::default(),
+        labels: BTreeMap::new(),
         host: None,
         slots: 4_000,
         data_dir: None,
