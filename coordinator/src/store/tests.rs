@@ -1,3 +1,5 @@
+//! The store: what is written is read again, and what is doubtful is thrown away and built anew.
+
 use std::{fs, path::PathBuf};
 
 use serde_json::{json, value::RawValue};

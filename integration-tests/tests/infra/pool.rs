@@ -1,3 +1,5 @@
+//! PgBouncer and PostgreSQL as found, configured, undone, stopped, hanging, and with wrong passwords.
+
 use std::{fs, time::Instant};
 
 use muster_agent::{Action, ActionError, Checked};

@@ -1,3 +1,5 @@
+//! The shipped rollout, step by step: each does its work, finds nothing to do the second time, and is taken back.
+
 use std::{collections::BTreeMap, fs, sync::Arc};
 
 use muster_agent::Action;

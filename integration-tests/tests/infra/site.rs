@@ -1,3 +1,5 @@
+//! A site of nginx and the checks over HTTP, with every fault of the lab.
+
 use std::{fs, process::Command, time::Instant};
 
 use muster_agent::{Action, ActionError, Checked};

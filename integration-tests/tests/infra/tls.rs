@@ -1,3 +1,5 @@
+//! Certificates: issued, renewed, taken back, and looked at by a real handshake.
+
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command, time::Instant};
 
 use muster_agent::{Action, ActionError, Checked};

@@ -1,3 +1,5 @@
+//! The log under damage, a full disk, failing syncs and restarts.
+
 use std::fs;
 
 use tempfile::TempDir;
