@@ -136,11 +136,15 @@ pub fn checkout() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
 }
 
-/// The path of a binary of this workspace, built once for this test process in the profile of the tests.
+/// The path of a binary of this workspace, built once for this test process in the profile of the tests; or as it is in the
+/// folder that `MUSTER_BINARIES` names, for those who have just built all of them.
 ///
 /// # Panics
 /// When it does not build: no test of it can say anything then.
 pub fn binary(package: &str, name: &str) -> PathBuf {
+    if let Some(folder) = std::env::var_os("MUSTER_BINARIES") {
+        return Path::new(&folder).join(name);
+    }
     static BUILT: OnceLock<std::sync::Mutex<std::collections::BTreeSet<String>>> = OnceLock::new();
     let mut built = BUILT.get_or_init(Default::default).lock().expect("no build panics while it holds this lock");
     let profile_dir = std::env::current_exe()
