@@ -1,11 +1,12 @@
 //! Child processes of a test: in a group of their own, their output in a file, ended by their own pid when dropped.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::OnceLock,
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -136,6 +137,9 @@ pub fn checkout() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
 }
 
+/// Binaries that this process has built.
+static BUILT: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
 /// The path of a binary of this workspace, built once for this test process in the profile of the tests; or as it is in the
 /// folder that `MUSTER_BINARIES` names, for those who have just built all of them.
 ///
@@ -145,8 +149,7 @@ pub fn binary(package: &str, name: &str) -> PathBuf {
     if let Some(folder) = std::env::var_os("MUSTER_BINARIES") {
         return Path::new(&folder).join(name);
     }
-    static BUILT: OnceLock<std::sync::Mutex<std::collections::BTreeSet<String>>> = OnceLock::new();
-    let mut built = BUILT.get_or_init(Default::default).lock().expect("no build panics while it holds this lock");
+    let mut built = BUILT.lock().expect("no build panics while it holds this lock");
     let profile_dir = std::env::current_exe()
         .ok()
         .and_then(|exe| exe.parent()?.parent().map(Path::to_path_buf))
