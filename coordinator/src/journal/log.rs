@@ -97,7 +97,7 @@ pub enum OpenError {
     },
     /// Records that were answered are lost, or may be.
     #[error(
-        "the log is not whole ({}); restore a backup, or accept the loss with --accept-loss: every open run will then wait for a person",
+        "the log is not whole ({}); restore a backup, or accept the loss with --accept-loss, and look at every open run by hand",
         list(losses)
     )]
     Loss {
