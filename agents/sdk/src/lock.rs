@@ -4,12 +4,11 @@
 //! file names the process, so that a later one can tell that it, and every child of it, is dead.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, TryLockError},
     io,
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -23,7 +22,7 @@ const REMEMBERED: usize = 32;
 
 /// Held as long as the process works in its data folder.
 pub(crate) struct Lock {
-    _locked: File,
+    locked: File,
     earlier: Vec<Earlier>,
     boot_id: String,
     guards: GuardRecords,
@@ -66,9 +65,10 @@ impl Lock {
         fs::create_dir_all(folder).map_err(io)?;
         let path = folder.join("lock");
         let locked = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(io)?;
-        if let Err(error) = flock(&locked, FlockOperation::NonBlockingLockExclusive) {
-            let taken = error == rustix::io::Errno::WOULDBLOCK;
-            return Err(if taken { LockError::Taken(folder.to_owned()) } else { io(error.into()) });
+        match locked.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(LockError::Taken(folder.to_owned())),
+            Err(TryLockError::Error(error)) => return Err(io(error)),
         }
         let path = folder.join("instance.json");
         let mut earlier = read(&path).map_err(io)?;
@@ -80,7 +80,7 @@ impl Lock {
         let bytes = serde_json::to_vec_pretty(&content).map_err(|e| io(e.into()))?;
         durable::write(&path, &bytes).map_err(io)?;
         let guards = GuardRecords::open(&folder.join("guards")).map_err(io)?;
-        Ok(Self { _locked: locked, earlier, boot_id, guards })
+        Ok(Self { locked, earlier, boot_id, guards })
     }
 
     /// Earlier instances that are dead with all their children. One whose end can't be proved is not named.
@@ -111,6 +111,15 @@ impl Lock {
                 tracing::warn!(instance = earlier.instance, %error, "can't tell whether its children are dead");
                 false
             }
+        }
+    }
+}
+
+impl Drop for Lock {
+    /// Closing the file would do, were it not for children just being started: until their `exec` they hold it open too.
+    fn drop(&mut self) {
+        if let Err(error) = self.locked.unlock() {
+            tracing::warn!(%error, "can't give the data folder back");
         }
     }
 }

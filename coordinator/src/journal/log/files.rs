@@ -49,7 +49,16 @@ pub(crate) fn segments(data: &Path) -> Result<Vec<(u64, PathBuf)>, OpenError> {
 /// The right to use a data directory, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    /// Closing the file would do, were it not for children just being started: until their `exec` they hold it open too.
+    fn drop(&mut self) {
+        if let Err(error) = self.file.unlock() {
+            tracing::warn!(%error, "can't give the data directory back");
+        }
+    }
 }
 
 /// Takes the directory for one process.
@@ -58,7 +67,7 @@ pub(crate) fn lock(data: &Path) -> Result<Lock, OpenError> {
     let io = |source| OpenError::Io { path: path.clone(), source };
     let file = File::options().write(true).create(true).truncate(false).open(&path).map_err(io)?;
     match file.try_lock() {
-        Ok(()) => Ok(Lock { _file: file }),
+        Ok(()) => Ok(Lock { file }),
         Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: data.into() }),
         Err(TryLockError::Error(source)) => Err(OpenError::Io { path, source }),
     }
@@ -69,7 +78,7 @@ pub(crate) fn lock_shared(data: &Path) -> Result<Option<Lock>, OpenError> {
     let path = data.join("lock");
     match File::open(&path) {
         Ok(file) => match file.try_lock_shared() {
-            Ok(()) => Ok(Some(Lock { _file: file })),
+            Ok(()) => Ok(Some(Lock { file })),
             Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: data.into() }),
             Err(TryLockError::Error(source)) => Err(OpenError::Io { path, source }),
         },
