@@ -110,7 +110,7 @@ pub(crate) async fn get_run_per_second(cluster: &Cluster, connections: usize, ti
 
 /// Who waits for which run's milestone; a milestone can be seen before its waiter is there.
 #[derive(Default)]
-struct Arrivals(Mutex<HashMap<String, Arrival>>);
+pub(crate) struct Arrivals(Mutex<HashMap<String, Arrival>>);
 
 enum Arrival {
     Waited(oneshot::Sender<()>),
@@ -118,7 +118,8 @@ enum Arrival {
 }
 
 impl Arrivals {
-    fn seen(&self, run: String) {
+    /// The milestone of this run is reached.
+    pub(crate) fn seen(&self, run: String) {
         let mut arrivals = self.0.lock().expect("no holder of this lock panics");
         match arrivals.remove(&run) {
             Some(Arrival::Waited(waiter)) => drop(waiter.send(())),
@@ -126,7 +127,11 @@ impl Arrivals {
         }
     }
 
-    async fn of(&self, run: &str) -> anyhow::Result<()> {
+    /// Wait for the milestone of this run.
+    ///
+    /// # Errors
+    /// It does not come.
+    pub(crate) async fn of(&self, run: &str) -> anyhow::Result<()> {
         let arrived = {
             let mut arrivals = self.0.lock().expect("no holder of this lock panics");
             if arrivals.remove(run).is_some() {

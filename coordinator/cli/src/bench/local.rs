@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
-use anyhow::Context as _;
 use futures_util::StreamExt as _;
 use muster_agent::{Worker, WorkerConfig, allow::Allow};
 use muster_bus::{Bus, LocalBus};
@@ -15,10 +14,10 @@ use muster_coordinator::{
     },
     store::Store,
 };
-use muster_engine::{ids::Namespace, run::Run};
+use muster_engine::{ids::Namespace, run::state::MilestoneState};
 use tokio_util::sync::CancellationToken;
 
-use super::{STEPS_PER_RUN, cluster, limits};
+use super::{STEPS_PER_RUN, cluster, limits, load::Arrivals};
 use crate::{args::Role, catalogue};
 
 const NAMESPACE: &str = "default";
@@ -44,10 +43,14 @@ pub(crate) async fn steps_per_second(dir: &Path, width: usize, time: Duration) -
         Ok(agents.items.iter().any(|a| a.state == "READY"))
     })
     .await?;
+    let arrivals = Arc::new(Arrivals::default());
+    let watcher = tokio::spawn(watch(Arc::clone(&coordinator), namespace.clone(), Arc::clone(&arrivals)));
     let control = Arc::clone(&coordinator);
-    let runs =
-        limits::per_second(width, time, move |_| one_run(Arc::clone(&control), namespace.clone(), caller.clone()))
-            .await?;
+    let runs = limits::per_second(width, time, move |_| {
+        one_run(Arc::clone(&control), namespace.clone(), caller.clone(), Arc::clone(&arrivals))
+    })
+    .await?;
+    watcher.abort();
     shutdown.cancel();
     agent.await??;
     coordinator.shutdown().await;
@@ -55,16 +58,29 @@ pub(crate) async fn steps_per_second(dir: &Path, width: usize, time: Duration) -
     Ok(runs * STEPS_PER_RUN as f64)
 }
 
-async fn one_run(control: Arc<Coordinator>, namespace: Namespace, caller: Caller) -> anyhow::Result<()> {
+async fn one_run(
+    control: Arc<Coordinator>,
+    namespace: Namespace,
+    caller: Caller,
+    arrivals: Arc<Arrivals>,
+) -> anyhow::Result<()> {
     let source = PlaybookSource::Stored { name: "bench".into(), revision: None };
     let inputs = serde_json::Value::Object(serde_json::Map::new());
     let run = control.start_run(&namespace, &source, inputs, "", None, false, &caller).await?;
-    let mut events = control.watch_run(&namespace, &run.id, run.seq).await?;
-    let mut last: Arc<Run> = run;
-    while let Some(event) = events.next().await {
-        last = event?.run;
+    arrivals.of(run.id.as_str()).await
+}
+
+async fn watch(control: Arc<Coordinator>, namespace: Namespace, arrivals: Arc<Arrivals>) {
+    match control.watch_milestones(&namespace, None).await {
+        Ok(mut changes) => {
+            while let Some(Ok(change)) = changes.next().await {
+                if change.state == MilestoneState::Reached {
+                    arrivals.seen(change.run.as_str().to_owned());
+                }
+            }
+        }
+        Err(e) => tracing::error!("the bench's watcher can't begin: {}", e.message),
     }
-    last.has_ended().then_some(()).context("a run of the bench was watched to its end, and has not ended")
 }
 
 fn worker(bus: Arc<dyn Bus>) -> anyhow::Result<Worker> {
