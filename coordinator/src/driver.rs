@@ -42,7 +42,7 @@ use muster_bus::{
 };
 use muster_engine::{
     ids::{Actor, AgentName, Namespace, RunId},
-    run::{Run, Touched},
+    run::Run,
 };
 use tokio::sync::broadcast;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -51,6 +51,7 @@ use tracing::{error, info, warn};
 pub use self::clock::Clock;
 use self::{
     entry::{Message, RunEntry},
+    figures::Figures,
     intake::Intake,
     playbooks::Planning,
     projector::Projector,
@@ -62,7 +63,7 @@ use self::{
 use crate::{
     control::{ControlError, MilestoneView},
     journal::{AppendError, Journal, NewRecord, StreamAppend, StreamId},
-    metrics::{AGENTS_LOST, APPEND_SECONDS},
+    metrics::AGENTS_LOST,
     registry::{Leases, Registry},
     store::{Store, StoreError},
 };
@@ -265,6 +266,7 @@ pub(crate) struct Shared {
     projector: Projector,
     planning: Planning,
     milestones: broadcast::Sender<(Namespace, MilestoneView)>,
+    figures: Figures,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -293,6 +295,7 @@ impl Shared {
             projector: Projector::new(),
             planning: Planning::default(),
             milestones: broadcast::Sender::new(MILESTONE_BACKLOG),
+            figures: Figures::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         }
@@ -360,7 +363,7 @@ impl Shared {
         let ticket = self.projector.begin();
         let began = std::time::Instant::now();
         let appended = self.journal.append(appends).await;
-        metrics::histogram!(APPEND_SECONDS).record(began.elapsed());
+        self.figures.append_seconds.record(began.elapsed());
         match appended {
             Ok(Ok(_)) => Ok(ticket),
             Ok(Err(e)) => Err(e),
@@ -387,12 +390,14 @@ impl Shared {
         }
     }
 
-    fn tell_milestones(&self, run: &Run, touched: &Touched) {
-        if touched.phases.is_empty() || self.milestones.receiver_count() == 0 {
+    fn tell_milestones(&self, before: &Run, run: &Run) {
+        if self.milestones.receiver_count() == 0 {
             return;
         }
-        for phase in &touched.phases {
-            if let Some(view) = rows::milestone_view(run, *phase) {
+        for (i, (old, new)) in before.phases.iter().zip(&run.phases).enumerate() {
+            if old.milestone != new.milestone
+                && let Some(view) = rows::milestone_view(run, i)
+            {
                 let _ = self.milestones.send((run.namespace.clone(), view));
             }
         }

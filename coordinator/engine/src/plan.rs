@@ -11,10 +11,13 @@ use serde_json::Value;
 use crate::ids::{ActionName, Digest, HostLabel, PhaseId, StepId};
 
 mod catalogue;
+mod facts;
 pub(crate) mod graph;
 mod resolve;
 
 pub use catalogue::{Catalogue, CatalogueEntry};
+pub use facts::PlanFacts;
+pub(crate) use facts::StepFacts;
 pub use resolve::{DEFAULT_EVERY_MS, DEFAULT_RETRY, DEFAULT_STATUS_MS, DEFAULT_TIMEOUT_MS, resolve};
 
 /// A validated DAG of steps in phases.
@@ -38,6 +41,9 @@ pub struct Plan {
     pub steps: Vec<PlannedStep>,
     /// Named CEL expressions evaluated at the end of the run.
     pub outputs: BTreeMap<String, String>,
+    /// Made from the rest when first needed.
+    #[serde(skip)]
+    pub facts: PlanFacts,
 }
 
 /// What a cancellation does with what was done.

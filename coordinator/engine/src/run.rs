@@ -13,7 +13,6 @@ pub mod decide;
 mod eval;
 pub mod event;
 pub mod explain;
-mod index;
 pub mod invariants;
 pub mod outstanding;
 pub mod state;

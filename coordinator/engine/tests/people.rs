@@ -38,7 +38,8 @@ fn a_cancelled_run_starts_nothing_tells_the_agents_and_ends_with_the_last_attemp
     assert_eq!(world.run.state, RunState::Cancelling);
     assert_eq!(*world.state("b"), StepState::Cancelled);
     assert_eq!(world.places(), []);
-    let order = CancelAttempt { step: "a".into(), attempt: 1, agent: "infra-1".into(), instance: "infra-1-a".into() };
+    let order =
+        CancelAttempt { index: 0, step: "a".into(), attempt: 1, agent: "infra-1".into(), instance: "infra-1-a".into() };
     assert!(world.run.outstanding(world.now).contains(&Outstanding::CancelAttempt(order)));
     world.finish("a", Outcome::Cancelled { may_have_changed: false });
     assert_eq!(*world.state("a"), StepState::Cancelled);

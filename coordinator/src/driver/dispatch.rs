@@ -30,59 +30,27 @@ const AGAIN_AT_MOST: Duration = Duration::from_secs(1);
 
 /// A task on its way.
 pub(super) struct Errand {
-    fence: Fence,
-    until: Timestamp,
-    subject: String,
-    task: Task,
+    run: Arc<Run>,
+    dispatch: Box<Dispatch>,
 }
 
 impl Errand {
     /// The task of an unconfirmed attempt.
-    pub(super) fn new(shared: &Shared, run: &Run, dispatch: Dispatch) -> Self {
-        let subjects = Subjects::new(run.namespace.as_str());
-        let report_subject = subjects.report(shard_of(run.id.as_str()), dispatch.agent.as_str());
-        let task = Task {
-            cluster: shared.cluster.clone(),
-            term: shared.term,
-            key: AttemptKey {
-                run: run.id.as_str().to_owned(),
-                step: dispatch.step.as_str().to_owned(),
-                attempt: dispatch.attempt,
-            },
-            purpose: convert::purpose(dispatch.purpose),
-            action: dispatch.action.name.as_str().to_owned(),
-            version: dispatch.action.version.clone(),
-            with: (*dispatch.with).clone(),
-            undo: dispatch.undo.map(|u| (*u).clone()),
-            prepare: dispatch.prepare,
-            secrets: dispatch.secrets.to_vec(),
-            timeout_ms: dispatch.timeout_ms,
-            status_ms: dispatch.status_ms,
-            sent_at_ms: 0,
-            start_within_ms: shared.intervals.start_within_ms,
-            report_subject,
-        };
-        let subject = subjects.task(dispatch.agent.as_str(), dispatch.instance.as_str());
-        let fence = Fence {
-            step: dispatch.step,
-            attempt: dispatch.attempt,
-            agent: dispatch.agent,
-            instance: dispatch.instance,
-        };
-        Self { fence, until: dispatch.dispatch_until, subject, task }
+    pub(super) fn new(run: &Arc<Run>, dispatch: Box<Dispatch>) -> Self {
+        Self { run: Arc::clone(run), dispatch }
     }
 
     /// Send until it is answered or its time is over. A denial is told to the run.
-    pub(super) async fn run(mut self, shared: Arc<Shared>, entry: Arc<RunEntry>) {
+    pub(super) async fn run(self, shared: Arc<Shared>, entry: Arc<RunEntry>) {
+        let (step, attempt) = (&self.dispatch.step, self.dispatch.attempt);
         let mut pause = AGAIN_AFTER;
         loop {
             let now = shared.clock.now();
-            if now >= self.until {
-                debug!(run_id = %entry.id, step_id = %self.fence.step, attempt = self.fence.attempt, "no answer to the task in time");
+            if now >= self.dispatch.dispatch_until {
+                debug!(run_id = %entry.id, step_id = %step, attempt, "no answer to the task in time");
                 return;
             }
-            self.task.sent_at_ms = now.as_millisecond();
-            match self.send(&shared).await {
+            match self.send(&shared, now).await {
                 Ok(TaskReply::Accepted) => return,
                 Ok(TaskReply::Busy) => return self.deny(&entry, NotStarted::Busy).await,
                 Ok(TaskReply::Draining) => return self.deny(&entry, NotStarted::Draining).await,
@@ -95,7 +63,7 @@ impl Errand {
                     return self.deny(&entry, NotStarted::Refused { why: e.to_string() }).await;
                 }
                 Err(e @ (BusError::NoResponders(_) | BusError::Timeout(_) | BusError::Disconnected(_))) => {
-                    debug!(run_id = %entry.id, step_id = %self.fence.step, attempt = self.fence.attempt, "task not answered: {e}");
+                    debug!(run_id = %entry.id, step_id = %step, attempt, "task not answered: {e}");
                 }
             }
             tokio::time::sleep(pause).await;
@@ -103,17 +71,48 @@ impl Errand {
         }
     }
 
-    async fn send(&self, shared: &Shared) -> Result<TaskReply, BusError> {
-        let payload = serde_json::to_vec(&self.task).map_err(|e| BusError::Disconnected(e.to_string()))?;
-        let reply = shared.bus.request(&self.subject, Bytes::from(payload), ANSWER_WITHIN).await?;
+    async fn send(&self, shared: &Shared, now: Timestamp) -> Result<TaskReply, BusError> {
+        let subjects = Subjects::new(self.run.namespace.as_str());
+        let payload = serde_json::to_vec(&self.task(shared, &subjects, now))
+            .map_err(|e| BusError::Disconnected(e.to_string()))?;
+        let subject = subjects.task(self.dispatch.agent.as_str(), self.dispatch.instance.as_str());
+        let reply = shared.bus.request(&subject, Bytes::from(payload), ANSWER_WITHIN).await?;
         serde_json::from_slice(&reply).map_err(|e| {
-            warn!(agent = %self.fence.agent, "the answer to a task can't be read: {e}");
-            BusError::Timeout(self.subject.clone())
+            warn!(agent = %self.dispatch.agent, "the answer to a task can't be read: {e}");
+            BusError::Timeout(subject)
         })
     }
 
-    async fn deny(self, entry: &RunEntry, why: NotStarted) {
+    /// Made for each copy: it says when that was sent.
+    fn task(&self, shared: &Shared, subjects: &Subjects, now: Timestamp) -> Task {
+        let dispatch = &*self.dispatch;
+        Task {
+            cluster: shared.cluster.clone(),
+            term: shared.term,
+            key: AttemptKey {
+                run: self.run.id.as_str().to_owned(),
+                step: dispatch.step.as_str().to_owned(),
+                attempt: dispatch.attempt,
+            },
+            purpose: convert::purpose(dispatch.purpose),
+            action: dispatch.action.name.as_str().to_owned(),
+            version: dispatch.action.version.clone(),
+            with: (*dispatch.with).clone(),
+            undo: dispatch.undo.as_deref().cloned(),
+            prepare: dispatch.prepare,
+            secrets: dispatch.secrets.to_vec(),
+            timeout_ms: dispatch.timeout_ms,
+            status_ms: dispatch.status_ms,
+            sent_at_ms: now.as_millisecond(),
+            start_within_ms: shared.intervals.start_within_ms,
+            report_subject: subjects.report(shard_of(self.run.id.as_str()), dispatch.agent.as_str()),
+        }
+    }
+
+    async fn deny(&self, entry: &RunEntry, why: NotStarted) {
+        let Dispatch { step, attempt, agent, instance, .. } = &*self.dispatch;
+        let fence = Fence { step: step.clone(), attempt: *attempt, agent: agent.clone(), instance: instance.clone() };
         // A run with an unconfirmed attempt does not leave memory but with the process.
-        let _ = entry.tell(Message::Deny { fence: self.fence, why }).await;
+        let _ = entry.tell(Message::Deny { fence, why }).await;
     }
 }

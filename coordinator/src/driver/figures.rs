@@ -1,6 +1,6 @@
 //! What is counted of runs, for Prometheus.
 
-use metrics::{counter, gauge};
+use metrics::{Counter, Histogram, counter, gauge, histogram};
 use muster_engine::run::{
     Event,
     event::{AttemptEnd, Outcome, Purpose, RunOutcome},
@@ -8,62 +8,85 @@ use muster_engine::run::{
 
 use super::Shared;
 use crate::metrics::{
-    AGENTS_ALIVE, ATTEMPTS_ASSIGNED, ATTEMPTS_ENDED, RUNS_ENDED, RUNS_IN_MEMORY, RUNS_STARTED, STEPS_WAITING,
+    AGENTS_ALIVE, APPEND_SECONDS, ATTEMPTS_ASSIGNED, ATTEMPTS_ENDED, RUNS_ENDED, RUNS_IN_MEMORY, RUNS_STARTED,
+    STEPS_WAITING,
 };
 
-/// Count what is on disk.
-pub(super) fn count(event: &Event) {
-    match event {
-        Event::AttemptAssigned(assigned) => {
-            let purpose = match assigned.purpose {
-                Purpose::Run => "run",
-                Purpose::Probe => "probe",
-                Purpose::Verify => "verify",
-                Purpose::Undo => "undo",
-            };
-            counter!(ATTEMPTS_ASSIGNED, "purpose" => purpose).increment(1);
+/// Handles of what is counted on the hot path, looked up once. Made after the recorder is installed.
+pub(super) struct Figures {
+    assigned: [Counter; 4],
+    ended: [Counter; 6],
+    runs_started: Counter,
+    pub(super) append_seconds: Histogram,
+}
+
+impl Figures {
+    pub(super) fn new() -> Self {
+        let assigned = |purpose: &'static str| counter!(ATTEMPTS_ASSIGNED, "purpose" => purpose);
+        let ended = |how: &'static str| counter!(ATTEMPTS_ENDED, "how" => how);
+        Self {
+            assigned: ["run", "probe", "verify", "undo"].map(assigned),
+            ended: ["succeeded", "not_satisfied", "failed", "cancelled", "not_started", "unknown"].map(ended),
+            runs_started: counter!(RUNS_STARTED),
+            append_seconds: histogram!(APPEND_SECONDS),
         }
-        Event::AttemptEnded { end, .. } => counter!(ATTEMPTS_ENDED, "how" => how(end)).increment(1),
-        Event::RunStarted(_) => counter!(RUNS_STARTED).increment(1),
-        Event::RunEnded { outcome, .. } => {
-            let outcome = match outcome {
-                RunOutcome::Succeeded => "succeeded",
-                RunOutcome::Failed => "failed",
-                RunOutcome::Cancelled => "cancelled",
-            };
-            counter!(RUNS_ENDED, "outcome" => outcome).increment(1);
+    }
+
+    /// Count what is on disk.
+    pub(super) fn count(&self, event: &Event) {
+        match event {
+            Event::AttemptAssigned(assigned) => {
+                let purpose = match assigned.purpose {
+                    Purpose::Run => 0,
+                    Purpose::Probe => 1,
+                    Purpose::Verify => 2,
+                    Purpose::Undo => 3,
+                };
+                self.assigned[purpose].increment(1);
+            }
+            Event::AttemptEnded { end, .. } => self.ended[how(end)].increment(1),
+            Event::RunStarted(_) => self.runs_started.increment(1),
+            Event::RunEnded { outcome, .. } => {
+                let outcome = match outcome {
+                    RunOutcome::Succeeded => "succeeded",
+                    RunOutcome::Failed => "failed",
+                    RunOutcome::Cancelled => "cancelled",
+                };
+                counter!(RUNS_ENDED, "outcome" => outcome).increment(1);
+            }
+            Event::PhaseStarted { .. }
+            | Event::StepMoved { .. }
+            | Event::StepResolved { .. }
+            | Event::AttemptPrepared { .. }
+            | Event::StatusReported { .. }
+            | Event::AttemptLost { .. }
+            | Event::AttemptFound { .. }
+            | Event::AttemptExtended { .. }
+            | Event::ReportArrivedStale { .. }
+            | Event::OwnerReminded { .. }
+            | Event::GateJudged { .. }
+            | Event::PhaseEnded { .. }
+            | Event::MilestoneAtRisk { .. }
+            | Event::MilestoneMissed { .. }
+            | Event::MilestoneReached { .. }
+            | Event::RunPaused { .. }
+            | Event::RunResumed { .. }
+            | Event::CancelRequested { .. }
+            | Event::RollbackRequested { .. }
+            | Event::RollbackStarted { .. } => {}
         }
-        Event::PhaseStarted { .. }
-        | Event::StepMoved { .. }
-        | Event::StepResolved { .. }
-        | Event::AttemptPrepared { .. }
-        | Event::StatusReported { .. }
-        | Event::AttemptLost { .. }
-        | Event::AttemptFound { .. }
-        | Event::AttemptExtended { .. }
-        | Event::ReportArrivedStale { .. }
-        | Event::OwnerReminded { .. }
-        | Event::GateJudged { .. }
-        | Event::PhaseEnded { .. }
-        | Event::MilestoneAtRisk { .. }
-        | Event::MilestoneMissed { .. }
-        | Event::MilestoneReached { .. }
-        | Event::RunPaused { .. }
-        | Event::RunResumed { .. }
-        | Event::CancelRequested { .. }
-        | Event::RollbackRequested { .. }
-        | Event::RollbackStarted { .. } => {}
     }
 }
 
-fn how(end: &AttemptEnd) -> &'static str {
+/// Where it is in [`Figures::ended`].
+fn how(end: &AttemptEnd) -> usize {
     match end {
-        AttemptEnd::Finished { outcome: Outcome::Succeeded { .. } } => "succeeded",
-        AttemptEnd::Finished { outcome: Outcome::NotSatisfied { .. } } => "not_satisfied",
-        AttemptEnd::Finished { outcome: Outcome::Failed { .. } } => "failed",
-        AttemptEnd::Finished { outcome: Outcome::Cancelled { .. } } => "cancelled",
-        AttemptEnd::NotStarted { .. } => "not_started",
-        AttemptEnd::Unknown { .. } => "unknown",
+        AttemptEnd::Finished { outcome: Outcome::Succeeded { .. } } => 0,
+        AttemptEnd::Finished { outcome: Outcome::NotSatisfied { .. } } => 1,
+        AttemptEnd::Finished { outcome: Outcome::Failed { .. } } => 2,
+        AttemptEnd::Finished { outcome: Outcome::Cancelled { .. } } => 3,
+        AttemptEnd::NotStarted { .. } => 4,
+        AttemptEnd::Unknown { .. } => 5,
     }
 }
 

@@ -20,7 +20,7 @@ use super::{
     clock::after_ms,
     dispatch::Errand,
     entry::{Answer, Message, RunEntry, Signals},
-    errors, figures,
+    errors,
     requests::Request,
     turn::{Made, Pending, Turn},
     watch::Watcher,
@@ -52,9 +52,9 @@ pub(super) struct RunTask {
     pub(super) run: Arc<Run>,
     /// Steps that have a seat, or wait for one.
     pub(super) seats: Vec<(usize, Sits)>,
-    errands: Vec<(StepId, u32, AbortHandle)>,
+    errands: Vec<(usize, u32, AbortHandle)>,
     pub(super) watchers: Vec<Watcher>,
-    pub(super) cancels: Vec<(InstanceId, AttemptKey)>,
+    pub(super) cancels: Vec<(usize, InstanceId, AttemptKey)>,
     wake_registered: Option<Timestamp>,
     /// What a failed append has left to be said again.
     pub(super) later: Vec<Message>,
@@ -335,8 +335,8 @@ impl RunTask {
     pub(super) fn act(&mut self, mut turn: Turn) {
         let Made { run, events, touched } = turn.made(&self.shared.ours);
         let at = turn.now;
-        let before = run.seq - events.len() as u64;
-        self.run = run;
+        let first = run.seq - events.len() as u64 + 1;
+        let before = std::mem::replace(&mut self.run, run);
         if !events.is_empty() {
             self.entry.publish(&self.run);
             self.note_for_lists(&touched);
@@ -352,11 +352,13 @@ impl RunTask {
             self.reconcile(self.run.outstanding_for(&touched, at));
         }
         for (_, event) in &events {
-            figures::count(event);
+            self.shared.figures.count(event);
         }
-        self.shared.tell_milestones(&self.run, &touched);
+        if !touched.phases.is_empty() {
+            self.shared.tell_milestones(&before, &self.run);
+        }
         if !self.watchers.is_empty() {
-            let events = (before + 1..).zip(events).map(|(seq, (by, event))| (seq, at, by, event));
+            let events = (first..).zip(events).map(|(seq, (by, event))| (seq, at, by, event));
             self.tell_watchers(events.collect());
         }
         self.set_wake_up();
@@ -383,11 +385,11 @@ impl RunTask {
         for one in outstanding {
             match one {
                 Outstanding::Dispatch(dispatch) => {
-                    let (step, attempt) = (dispatch.step.clone(), dispatch.attempt);
+                    let (step, attempt) = (dispatch.index, dispatch.attempt);
                     if self.errands.iter().any(|(s, a, _)| *s == step && *a == attempt) {
                         continue;
                     }
-                    let errand = Errand::new(&self.shared, &self.run, *dispatch);
+                    let errand = Errand::new(&self.run, dispatch);
                     let going = errand.run(Arc::clone(&self.shared), Arc::clone(&self.entry));
                     let handle = self.shared.tasks.spawn(going);
                     self.errands.push((step, attempt, handle.abort_handle()));
@@ -395,7 +397,7 @@ impl RunTask {
                 Outstanding::CancelAttempt(cancel) => {
                     let key = key_of(&self.entry, &cancel.step, cancel.attempt);
                     self.shared.registry.order_cancel(&cancel.instance, key.clone());
-                    self.cancels.push((cancel.instance, key));
+                    self.cancels.push((cancel.index, cancel.instance, key));
                 }
                 Outstanding::Place(_) | Outstanding::WakeAt(_) => {}
             }
@@ -404,20 +406,18 @@ impl RunTask {
 
     fn end_errands(&mut self) {
         let run = &self.run;
-        let is_live = |step: &str, attempt: u32| {
-            let step = run.step_index(&step.into()).and_then(|i| run.steps[i].live_attempt());
-            step.is_some_and(|(number, _)| number == attempt)
-        };
+        let is_live =
+            |step: usize, attempt: u32| run.steps[step].live_attempt().is_some_and(|(number, _)| number == attempt);
         self.errands.retain(|(step, attempt, handle)| {
-            let live = is_live(step.as_str(), *attempt);
+            let live = is_live(*step, *attempt);
             if !live {
                 handle.abort();
             }
             live
         });
         let registry = &self.shared.registry;
-        self.cancels.retain(|(instance, key)| {
-            let live = is_live(&key.step, key.attempt);
+        self.cancels.retain(|(step, instance, key)| {
+            let live = is_live(*step, key.attempt);
             if !live {
                 registry.forget_order(instance, key);
             }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use muster_bus::message::ReportReply;
-use muster_engine::run::{Event, Touched};
+use muster_engine::run::Event;
 use tracing::{debug, error, warn};
 
 use super::{
@@ -71,18 +71,17 @@ impl RunTask {
                 return Ok(());
             }
             let mut run = (*self.run).clone();
-            let mut touched = Touched::default();
             let mut events = Vec::with_capacity(records.len());
             for record in records {
                 let event =
                     serde_json::from_str::<Event>(record.event.get()).map_err(|e| CatchUp::Broken(e.to_string()))?;
-                touched.merge(run.apply(record.at, &event).map_err(|e| CatchUp::Broken(e.to_string()))?);
+                run.apply(record.at, &event).map_err(|e| CatchUp::Broken(e.to_string()))?;
                 events.push((record.seq, record.at, record.by, event));
             }
-            self.run = Arc::new(run);
+            let before = std::mem::replace(&mut self.run, Arc::new(run));
             self.entry.publish(&self.run);
             self.shared.projector.changed(&self.entry, &self.run);
-            self.shared.tell_milestones(&self.run, &touched);
+            self.shared.tell_milestones(&before, &self.run);
             self.tell_watchers(events);
             self.reconcile(self.run.outstanding(self.shared.clock.now()));
             self.set_wake_up();

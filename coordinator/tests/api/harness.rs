@@ -13,8 +13,8 @@ use muster_coordinator::{
 use muster_engine::{
     ids::{ActionName, Actor, Digest, PhaseId, StepId},
     plan::{
-        ActionFacts, ActionScope, AgentSelector, OnCancel, OnFailure, OnLost, PinnedAction, Plan, PlannedPhase,
-        PlannedStep, PlannedUndo, Priority, RetryPolicy,
+        ActionFacts, ActionScope, AgentSelector, OnCancel, OnFailure, OnLost, PinnedAction, Plan, PlanFacts,
+        PlannedPhase, PlannedStep, PlannedUndo, Priority, RetryPolicy,
     },
 };
 use muster_proto::v1::{
@@ -208,6 +208,7 @@ pub(crate) fn plan_of(name: &str, revision: &Digest, steps: &[(&str, bool)]) -> 
         }],
         steps: steps.iter().enumerate().map(|(index, (id, ask))| step_of(index, id, *ask)).collect(),
         outputs: BTreeMap::new(),
+        facts: PlanFacts::default(),
     }
 }
 

@@ -13,6 +13,7 @@ pub mod nats;
 pub mod subject;
 #[cfg(feature = "testkit")]
 pub mod testkit;
+mod wire;
 
 pub use bus::{Bus, BusError, Delivery, Subscription};
 pub use local::LocalBus;

@@ -184,6 +184,7 @@ pub enum RegisterReply {
 
 /// `task.{agent}.{instance}`: one attempt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "crate::wire::Task")]
 pub struct Task {
     /// The coordinator's data directory.
     pub cluster: String,
@@ -201,13 +202,12 @@ pub struct Task {
     /// The parameters.
     pub with: Value,
     /// Purpose `undo`: what `prepared` recorded.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub undo: Option<Value>,
     /// The action changes something and can be undone: send `prepared` before the first change.
-    #[serde(default)]
     pub prepare: bool,
     /// Names of secrets it may use.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<String>,
     /// The agent ends the attempt itself after this long, in milliseconds.
     pub timeout_ms: u64,
@@ -254,6 +254,7 @@ pub enum TaskReply {
 
 /// `report.{shard}.{agent}`: sent again until the answer is final.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "crate::wire::Report")]
 pub struct Report {
     /// The coordinator's data directory, as the task said.
     pub cluster: String,

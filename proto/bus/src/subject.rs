@@ -28,12 +28,12 @@ pub fn is_pattern(pattern: &str) -> bool {
 
 /// Whether a subscription to `pattern` gets what is sent to `subject`.
 pub fn matches(pattern: &str, subject: &str) -> bool {
-    let mut wanted = pattern.split('.');
-    let mut given = subject.split('.');
+    let mut wanted = pattern.as_bytes().split(|b| *b == b'.');
+    let mut given = subject.as_bytes().split(|b| *b == b'.');
     loop {
         match (wanted.next(), given.next()) {
-            (Some(">"), Some(_)) | (None, None) => return true,
-            (Some("*"), Some(_)) => {}
+            (Some(b">"), Some(_)) | (None, None) => return true,
+            (Some(b"*"), Some(_)) => {}
             (Some(token), Some(given)) if token == given => {}
             (Some(_) | None, Some(_)) | (Some(_), None) => return false,
         }

@@ -1,41 +1,62 @@
-//! What is looked up in a plan again and again, worked out once and shared by all copies of a run.
+//! What is looked up in a plan again and again, worked out once and shared by all runs of the plan.
 
-use std::{
-    fmt,
-    sync::{Arc, OnceLock},
+use std::sync::{Arc, OnceLock};
+
+use serde::{Serialize as _, Serializer, ser::Error as _};
+use serde_json::{
+    Value,
+    value::{RawValue, to_raw_value},
 };
 
-use serde_json::Value;
+use super::{AgentSelector, PinnedAction, Plan, PlannedUndo};
+use crate::ids::StepId;
 
-use crate::{
-    ids::StepId,
-    plan::{AgentSelector, PinnedAction, Plan, PlannedUndo},
-};
+/// Facts of a plan, made when first needed. They say nothing that the plan does not: those of two plans count as equal, and a
+/// copy of a plan, which may be changed, makes its own.
+#[derive(Default)]
+pub struct PlanFacts {
+    looked_up: OnceLock<Facts>,
+    json: OnceLock<Box<RawValue>>,
+}
 
-/// Made from the plan when first needed. It says nothing that the plan does not: two are always equal.
-#[derive(Clone, Default)]
-pub(crate) struct PlanIndex(Arc<OnceLock<Facts>>);
-
-impl fmt::Debug for PlanIndex {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PlanIndex")
+impl std::fmt::Debug for PlanFacts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PlanFacts")
     }
 }
 
-impl PartialEq for PlanIndex {
+impl PartialEq for PlanFacts {
     fn eq(&self, _: &Self) -> bool {
         true
     }
 }
 
-impl PlanIndex {
-    /// The facts of this plan.
-    pub(crate) fn of(&self, plan: &Plan) -> &Facts {
-        self.0.get_or_init(|| Facts::new(plan))
+impl Clone for PlanFacts {
+    fn clone(&self) -> Self {
+        Self::default()
     }
 }
 
-/// Facts of a plan.
+impl Plan {
+    /// See [`Facts`].
+    pub(crate) fn facts(&self) -> &Facts {
+        self.facts.looked_up.get_or_init(|| Facts::new(self))
+    }
+
+    /// As JSON, written once for all runs of the plan: each begins with a copy of it.
+    pub(crate) fn serialize_once<S: Serializer>(plan: &Arc<Self>, to: S) -> Result<S::Ok, S::Error> {
+        let json = match plan.facts.json.get() {
+            Some(json) => json,
+            None => {
+                let json = to_raw_value(&**plan).map_err(S::Error::custom)?;
+                plan.facts.json.get_or_init(|| json)
+            }
+        };
+        json.serialize(to)
+    }
+}
+
+/// What is looked up.
 #[derive(Debug)]
 pub(crate) struct Facts {
     by_id: Vec<(StepId, usize)>,

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::{
-    AgentSelector, Catalogue, OnFailure, OnLost, PinnedAction, Plan, PlannedGate, PlannedPhase, PlannedStep,
+    AgentSelector, Catalogue, OnFailure, OnLost, PinnedAction, Plan, PlanFacts, PlannedGate, PlannedPhase, PlannedStep,
     PlannedUndo, PlannedVerify, Priority, RetryPolicy, graph::Graph,
 };
 use crate::{
@@ -61,6 +61,7 @@ pub fn resolve(
         phases,
         steps,
         outputs: playbook.spec.outputs.clone(),
+        facts: PlanFacts::default(),
     })
 }
 

@@ -9,7 +9,6 @@ use jiff::Timestamp;
 
 use super::{
     event::{Event, PhaseOutcome, Purpose, QuestionKind, RunOutcome, RunStarted, StepNext, Subject},
-    index::PlanIndex,
     state::{
         Cancel, Gate, Milestone, MilestoneState, Pause, Phase, PhaseState, Rollback, Run, RunState, Step, StepState,
     },
@@ -86,7 +85,6 @@ impl Run {
             steps,
             awake: std::collections::BTreeSet::new(),
             done_count: 0,
-            index: PlanIndex::default(),
         }
     }
 

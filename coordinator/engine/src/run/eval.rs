@@ -10,7 +10,7 @@ use crate::playbook::{Outputs, Scope, expr, render};
 impl Outputs for Run {
     /// Of a step that has succeeded, or is being verified.
     fn output(&self, step: &str) -> Option<&Value> {
-        let step = self.index.of(&self.plan).step(step).and_then(|i| self.steps.get(i))?;
+        let step = self.plan.facts().step(step).and_then(|i| self.steps.get(i))?;
         match &step.state {
             StepState::Succeeded | StepState::Active | StepState::Queued { .. } => step.output.as_deref(),
             StepState::Pending

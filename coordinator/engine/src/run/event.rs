@@ -248,6 +248,7 @@ pub struct RunStarted {
     /// Its namespace.
     pub namespace: Namespace,
     /// What is run.
+    #[serde(serialize_with = "Plan::serialize_once")]
     pub plan: Arc<Plan>,
     /// sha256 of the plan's RFC 8785 JSON.
     pub plan_digest: Digest,

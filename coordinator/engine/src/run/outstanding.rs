@@ -8,12 +8,11 @@ use serde_json::Value;
 use super::{
     Run, Touched,
     event::{PhaseOutcome, Purpose, Subject},
-    index::StepFacts,
     state::{MilestoneState, PhaseState, RunState, StepState},
 };
 use crate::{
     ids::{AgentName, AttemptNumber, HostLabel, InstanceId, PhaseId, StepId},
-    plan::{ActionScope, AgentSelector, PinnedAction, PlannedUndo, Priority},
+    plan::{ActionScope, AgentSelector, PinnedAction, PlannedUndo, Priority, StepFacts},
 };
 
 /// Something that the driver has to see to, again and again until the state no longer says it. Doing it twice does no harm.
@@ -88,6 +87,8 @@ pub struct Dispatch {
 /// An attempt to be stopped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CancelAttempt {
+    /// The step's index in the plan.
+    pub index: usize,
     /// Of which step.
     pub step: StepId,
     /// Its number.
@@ -202,7 +203,7 @@ impl Run {
 
     /// The action that an attempt of this purpose is made of.
     pub fn action_for(&self, i: usize, purpose: Purpose) -> &Arc<PinnedAction> {
-        action_of(&self.index.of(&self.plan).steps[i], purpose)
+        action_of(&self.plan.facts().steps[i], purpose)
     }
 
     fn step_outstanding(&self, i: usize, now: Timestamp, all: &mut Vec<Outstanding>) {
@@ -218,6 +219,7 @@ impl Run {
                 }
                 if self.state == RunState::Cancelling && attempt.purpose != Purpose::Undo {
                     all.push(Outstanding::CancelAttempt(CancelAttempt {
+                        index: i,
                         step: self.plan.steps[i].id.clone(),
                         attempt: number,
                         agent: attempt.agent.clone(),
@@ -238,7 +240,7 @@ impl Run {
 
     fn place(&self, i: usize, purpose: Purpose) -> Place {
         let (planned, step) = (&self.plan.steps[i], &self.steps[i]);
-        let facts = &self.index.of(&self.plan).steps[i];
+        let facts = &self.plan.facts().steps[i];
         Place {
             index: i,
             step: planned.id.clone(),
@@ -254,7 +256,7 @@ impl Run {
 
     fn dispatch(&self, i: usize, number: AttemptNumber) -> Dispatch {
         let (planned, step) = (&self.plan.steps[i], &self.steps[i]);
-        let index = self.index.of(&self.plan);
+        let index = self.plan.facts();
         let attempt = &step.attempts[step.attempts.len() - 1];
         let auto = match planned.undo {
             PlannedUndo::Auto => true,

@@ -16,7 +16,6 @@ use crate::{
     ids::{AgentName, AttemptNumber, Digest, HostLabel, InstanceId, Namespace, RunId, StepId},
     plan::Plan,
     run::event::{AttemptEnd, Criterion, GateVerdict, PhaseOutcome, Purpose, QuestionKind, RunOutcome, StatusNote},
-    run::index::PlanIndex,
 };
 
 /// A run, as its events have made it.
@@ -58,9 +57,6 @@ pub struct Run {
     pub awake: BTreeSet<usize>,
     /// How many times a step was done or tried: the next [`Step::done_order`].
     pub done_count: u64,
-    /// What is looked up in the plan again and again; made from the plan when first needed.
-    #[serde(skip)]
-    pub(crate) index: PlanIndex,
 }
 
 /// What a run is doing.
@@ -299,7 +295,7 @@ pub struct Attempt {
 impl Run {
     /// Index of a step in the plan.
     pub fn step_index(&self, id: &StepId) -> Option<usize> {
-        self.index.of(&self.plan).step(id.as_str())
+        self.plan.facts().step(id.as_str())
     }
 
     /// It is over.

@@ -10,8 +10,8 @@ use jiff::{SignedDuration, Timestamp};
 use muster_engine::{
     ids::{AttemptNumber, StepId},
     plan::{
-        ActionFacts, ActionScope, AgentSelector, OnCancel, OnFailure, OnLost, PinnedAction, Plan, PlannedGate,
-        PlannedPhase, PlannedStep, PlannedUndo, PlannedVerify, Priority, RetryPolicy,
+        ActionFacts, ActionScope, AgentSelector, OnCancel, OnFailure, OnLost, PinnedAction, Plan, PlanFacts,
+        PlannedGate, PlannedPhase, PlannedStep, PlannedUndo, PlannedVerify, Priority, RetryPolicy,
     },
     run::{
         Command, Event, Fence, Outstanding, Rejection, Run, RunStarted, Turn,
@@ -103,6 +103,7 @@ pub fn plan(mut phases: Vec<PlannedPhase>, steps: Vec<PlannedStep>) -> Plan {
         phases,
         steps,
         outputs: BTreeMap::new(),
+        facts: PlanFacts::default(),
     }
 }
 

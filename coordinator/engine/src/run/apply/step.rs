@@ -78,8 +78,8 @@ impl Run {
             rollback.remaining.retain(|r| *r != i);
         }
         if unblocks && self.state == RunState::Running {
-            let index = self.index.clone();
-            for dependent in index.of(&self.plan).dependents(i) {
+            let plan = Arc::clone(&self.plan);
+            for dependent in plan.facts().dependents(i) {
                 self.queue_if_ready(*dependent, at, touched);
             }
         }

@@ -83,7 +83,7 @@ fn assignable(run: &Run, i: usize, to: &To<'_>, now: Timestamp) -> Result<Purpos
 
 /// A probe and an undo look at what an earlier attempt was told to do; everything else is rendered from the plan.
 fn with(run: &Run, i: usize, purpose: Purpose, undoes: Option<AttemptNumber>) -> Result<Arc<Value>, String> {
-    let facts = &run.index.of(&run.plan).steps[i];
+    let facts = &run.plan.facts().steps[i];
     let (planned, step) = (&run.plan.steps[i], &run.steps[i]);
     let of_run = || step.attempts.iter().rev().find(|a| a.purpose == Purpose::Run).map(|a| Arc::clone(&a.with));
     let from_plan = || match &facts.constant_with {

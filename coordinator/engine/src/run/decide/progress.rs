@@ -80,7 +80,7 @@ fn give_up(run: &Run, reason: &str) -> Vec<Event> {
 /// Everything behind a step that has failed and does not stop the run; the farthest first, so that nothing becomes ready
 /// because what it needs was skipped.
 fn skip_dependents(run: &Run, fresh: &Touched) -> Vec<Event> {
-    let index = run.index.of(&run.plan);
+    let index = run.plan.facts();
     let mut behind = std::collections::BTreeMap::new();
     for failed in fresh.steps.iter().filter(|i| matches!(run.steps[**i].state, StepState::Failed { .. })) {
         let mut open = vec![*failed];
@@ -101,7 +101,7 @@ fn skip_dependents(run: &Run, fresh: &Touched) -> Vec<Event> {
 
 /// The steps that wait for nothing but a look at their `when`.
 fn judge_conditions(run: &Run, fresh: &Touched, now: Timestamp) -> Vec<Event> {
-    let index = run.index.of(&run.plan);
+    let index = run.plan.facts();
     let begun = fresh.phases.iter().filter(|p| run.phases[**p].state == PhaseState::Active);
     let mut candidates: Vec<usize> = begun.flat_map(|p| run.plan.phases[*p].steps.iter().copied()).collect();
     for i in &fresh.steps {
