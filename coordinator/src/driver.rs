@@ -18,6 +18,7 @@ mod explain;
 mod figures;
 mod history;
 mod intake;
+mod new_life;
 mod playbooks;
 mod projector;
 mod recovery;
@@ -48,7 +49,7 @@ use tokio::sync::broadcast;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
-pub use self::clock::Clock;
+pub use self::{clock::Clock, new_life::NewLifeError};
 use self::{
     entry::{Message, RunEntry},
     figures::Figures,
@@ -77,6 +78,9 @@ const CHECK_WITHIN: Duration = Duration::from_secs(2);
 /// How often a stop tells everything that is under way, and how long it waits each time.
 const STOP_TRIES: u32 = 40;
 const STOP_TRY: Duration = Duration::from_millis(500);
+
+/// Who does what nobody asked for.
+const OURS: &str = "muster";
 
 /// Milestone changes that wait for a watcher at most.
 const MILESTONE_BACKLOG: usize = 1_024;
@@ -124,6 +128,9 @@ pub struct Config {
     pub bus: Arc<dyn Bus>,
     /// The data directory's id; messages of another one are ignored.
     pub cluster: String,
+    /// The log lost records before its present life began, and a person has accepted that: runs that were open then wait for
+    /// one.
+    pub after_loss: bool,
     /// Raised when the work changes owner.
     pub term: u64,
     /// Actions that plans may name though no agent offers them yet.
@@ -142,6 +149,7 @@ impl Config {
             store,
             bus,
             cluster: cluster.into(),
+            after_loss: false,
             term: 1,
             shipped: Vec::new(),
             intervals: Intervals::default(),
@@ -156,6 +164,9 @@ pub enum OpenError {
     /// The projection can't be brought up to the log's end.
     #[error("the store can't be filled from the journal")]
     Store(#[from] StoreError),
+    /// Records are lost, and open runs can't be paused.
+    #[error("runs that were open when records were lost can't be paused")]
+    NewLife(#[from] NewLifeError),
     /// Agents can't be heard.
     #[error("the bus takes no subscriptions")]
     Bus(#[from] BusError),
@@ -176,15 +187,18 @@ impl Coordinator {
     /// # Errors
     /// See [`OpenError`]. Damaged records are no error: the runs they belong to are put in quarantine.
     pub async fn open(config: Config) -> Result<Self, OpenError> {
-        let (journal, store) = (Arc::clone(&config.journal), Arc::clone(&config.store));
         if another_answers(&*config.bus).await {
             return Err(OpenError::AnotherAnswers);
         }
-        let recovered = tokio::task::spawn_blocking(move || recovery::recover_or_rebuild(&*journal, &store))
-            .await
-            .map_err(|e| StoreError::Io(format!("the recovery did not end: {e}")))??;
+        let mut recovered = recover(&config).await?;
         if let Some(last) = recovered.last_at {
             config.clock.not_before(last);
+        }
+        if config.after_loss {
+            let (journal, ours) = (&*config.journal, Actor::from(OURS));
+            if new_life::begin(journal, &config.cluster, &recovered, &config.clock, &ours).await? {
+                recovered = recover(&config).await?;
+            }
         }
         let intake = Intake::open(&*config.bus).await?;
         let shared = Arc::new(Shared::new(config));
@@ -227,6 +241,13 @@ impl Coordinator {
     pub fn cluster(&self) -> &str {
         &self.shared.cluster
     }
+}
+
+async fn recover(config: &Config) -> Result<recovery::Recovered, StoreError> {
+    let (journal, store) = (Arc::clone(&config.journal), Arc::clone(&config.store));
+    tokio::task::spawn_blocking(move || recovery::recover_or_rebuild(&*journal, &store))
+        .await
+        .map_err(|e| StoreError::Io(format!("the recovery did not end: {e}")))?
 }
 
 /// Whether some coordinator answers the beat of an agent that it can't know.
@@ -287,7 +308,7 @@ impl Shared {
             statuses: Statuses::new(config.intervals.status_record_ms),
             intervals: config.intervals,
             clock: config.clock,
-            ours: "muster".into(),
+            ours: OURS.into(),
             registry: Registry::new(leases),
             timers: Timers::default(),
             runs: Runs::default(),

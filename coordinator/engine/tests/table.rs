@@ -176,7 +176,7 @@ fn events(world: &World) -> Vec<(String, Event)> {
     }
     let assigned = AttemptAssigned {
         step: id(),
-        attempt: u32::try_from(step.attempts.len() + 1).expect("few attempts"),
+        attempt: world.run.next_attempt(world.run.step_index(&id()).expect("s is in the plan")).expect("few attempts"),
         purpose,
         agent: "infra-1".into(),
         instance: "infra-1-a".into(),
@@ -234,6 +234,7 @@ fn commands(world: &World) -> Vec<(&'static str, Command)> {
         ("Cancel", Command::Cancel { reason: reason(), force: false }),
         ("Cancel, forced", Command::Cancel { reason: reason(), force: true }),
         ("Pause", Command::Pause { reason: reason() }),
+        ("AcceptLoss", Command::AcceptLoss),
         ("Resume", Command::Resume { reason: reason() }),
         ("RetryStep", Command::RetryStep { step: "s".into(), reason: reason() }),
         ("ResolveStep: succeeded", resolve(Resolution::Succeeded)),

@@ -70,6 +70,7 @@ impl Figures {
             | Event::MilestoneMissed { .. }
             | Event::MilestoneReached { .. }
             | Event::RunPaused { .. }
+            | Event::RecordsLost { .. }
             | Event::RunResumed { .. }
             | Event::CancelRequested { .. }
             | Event::RollbackRequested { .. }

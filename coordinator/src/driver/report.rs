@@ -41,7 +41,7 @@ impl RunTask {
             ReportBody::Finished { outcome } => {
                 // What has no time of its own keeps the time of the first arrival, so that a repetition is the same.
                 let ended = turn.run().step_index(&fence.step).and_then(|i| {
-                    let attempt = turn.run().steps[i].attempts.get((fence.attempt as usize).checked_sub(1)?)?;
+                    let attempt = turn.run().steps[i].attempt(fence.attempt)?;
                     attempt.end.as_ref().map(|(at, _)| *at)
                 });
                 let outcome = convert::outcome(outcome, ended.unwrap_or(turn.now));
@@ -70,7 +70,7 @@ impl RunTask {
     pub(super) fn found(&self, turn: &mut Turn, instance: InstanceId, holds: Vec<(StepId, u32)>) {
         let unknown = holds.iter().find(|(step, attempt)| {
             let run = turn.run();
-            run.step_index(step).is_none_or(|i| (*attempt as usize) > run.steps[i].attempts.len())
+            run.step_index(step).is_none_or(|i| !run.may_have_assigned(i, *attempt))
         });
         if let Some((step, attempt)) = unknown {
             let why =

@@ -78,8 +78,10 @@ pub struct Opening {
     pub cluster: String,
     /// Records that are lost. Streams that are named take no more records, and can't be read.
     pub losses: Vec<Loss>,
-    /// A loss was accepted just now: what open runs did is not known.
+    /// A loss was accepted just now.
     pub accepted_loss: bool,
+    /// The present life began with an accepted loss: what runs that were open then did is not known.
+    pub after_loss: bool,
     /// How much was cut off the end: an append that nobody was answered for.
     pub cut_bytes: u64,
     /// How many there are.
@@ -97,7 +99,7 @@ pub enum OpenError {
     },
     /// Records that were answered are lost, or may be.
     #[error(
-        "the log is not whole ({}); restore a backup, or accept the loss with --accept-loss, and look at every open run by hand",
+        "the log is not whole ({}); restore a backup, or accept the loss with --accept-loss: every open run then waits for a person to look at it",
         list(losses)
     )]
     Loss {
@@ -159,6 +161,7 @@ pub struct LogJournal {
 pub(crate) struct Shared {
     data: PathBuf,
     cluster: String,
+    after_loss: bool,
     segment_bytes: u64,
     disk: Arc<dyn Disk>,
     queue: Queue,
@@ -210,6 +213,7 @@ impl LogJournal {
         let shared = Arc::new(Shared {
             data: data.into(),
             cluster: opened.opening.cluster.clone(),
+            after_loss: opened.opening.after_loss,
             segment_bytes: options.segment_bytes,
             disk: options.disk,
             queue: Queue::default(),
@@ -235,6 +239,11 @@ impl LogJournal {
     /// The log's present life: a UUID, another one after records were lost.
     pub fn cluster(&self) -> &str {
         &self.shared.cluster
+    }
+
+    /// See [`Opening::after_loss`].
+    pub fn after_loss(&self) -> bool {
+        self.shared.after_loss
     }
 
     /// Whether the log takes appends. Whoever serves watches this, and ends the process at [`Health::Ended`].

@@ -55,21 +55,25 @@ impl House {
         let bus = Arc::new(LocalBus::new());
         let dir = tempfile::tempdir().unwrap();
         let wall = Arc::default();
-        let up = open(&journal, &bus, dir.path(), &wall).await;
+        let up = try_open(&journal, &bus, dir.path(), &wall, &Life::FIRST).await.unwrap();
         Self { journal, bus, up, wall_offset_ms: wall, dir, opened: 1 }
     }
 
     /// The coordinator goes without a word, and another one opens the same journal; its store is a new one.
     pub(crate) async fn crash_and_reopen(&mut self) {
+        self.reopen_in(&Life::FIRST).await;
+    }
+
+    pub(crate) async fn reopen_in(&mut self, life: &Life) {
         self.up.shutdown().await;
         self.opened += 1;
         let store = self.dir.path().join(self.opened.to_string());
-        self.up = open(&self.journal, &self.bus, &store, &self.wall_offset_ms).await;
+        self.up = try_open(&self.journal, &self.bus, &store, &self.wall_offset_ms, life).await.unwrap();
     }
 
     /// While this one is up.
     pub(crate) async fn open_another(&self) -> Result<Coordinator, OpenError> {
-        try_open(&self.journal, &self.bus, &self.dir.path().join("another"), &self.wall_offset_ms).await
+        try_open(&self.journal, &self.bus, &self.dir.path().join("another"), &self.wall_offset_ms, &Life::FIRST).await
     }
 
     pub(crate) async fn start(&self, yaml: &str) -> Arc<Run> {
@@ -103,13 +107,14 @@ impl House {
     }
 }
 
-async fn open(
-    journal: &Arc<Watched>,
-    bus: &Arc<LocalBus>,
-    dir: &std::path::Path,
-    wall_offset_ms: &Arc<std::sync::atomic::AtomicI64>,
-) -> Coordinator {
-    try_open(journal, bus, dir, wall_offset_ms).await.unwrap()
+/// A life of the journal: a new one begins when records were lost.
+pub(crate) struct Life {
+    pub(crate) cluster: &'static str,
+    pub(crate) after_loss: bool,
+}
+
+impl Life {
+    pub(crate) const FIRST: Self = Self { cluster: CLUSTER, after_loss: false };
 }
 
 async fn try_open(
@@ -117,10 +122,12 @@ async fn try_open(
     bus: &Arc<LocalBus>,
     dir: &std::path::Path,
     wall_offset_ms: &Arc<std::sync::atomic::AtomicI64>,
+    life: &Life,
 ) -> Result<Coordinator, OpenError> {
-    let (store, _) = Store::open(&dir.join("store"), CLUSTER, journal.head().position).unwrap();
+    let (store, _) = Store::open(&dir.join("store"), life.cluster, journal.head().position).unwrap();
     let store = Arc::new(store);
-    let mut config = Config::new(Arc::clone(journal) as _, store, Arc::clone(bus) as _, CLUSTER);
+    let mut config = Config::new(Arc::clone(journal) as _, store, Arc::clone(bus) as _, life.cluster);
+    config.after_loss = life.after_loss;
     config.clock = clock(wall_offset_ms);
     config.shipped = vec![offer("test.work")];
     Coordinator::open(config).await

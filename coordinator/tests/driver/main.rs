@@ -5,6 +5,7 @@ mod agents;
 mod crowd;
 mod disk;
 mod harness;
+mod loss;
 mod people;
 mod reports;
 mod run;

@@ -68,7 +68,8 @@ pub(crate) struct ServeArgs {
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) insecure: bool,
-    /// Go on without the records of the journal that are lost; see which: muster journal verify.
+    /// Go on without the records of the journal that are lost (see which: muster journal verify); every open run then waits for
+    /// a person.
     #[arg(long)]
     #[serde(skip)]
     pub(crate) accept_loss: bool,

@@ -60,6 +60,7 @@ impl Serving {
         let journal: Arc<dyn Journal> = Arc::clone(&self.journal) as _;
         let tokens = load_tokens(&self.data_dir, Arc::clone(&journal)).await?;
         let mut config = Config::new(journal, Arc::clone(&store), self.bus, self.journal.cluster());
+        config.after_loss = self.journal.after_loss();
         config.shipped = catalogue::shipped()?;
         let coordinator = Coordinator::open(config).await.map_err(|e| cannot_open(&e))?;
         info!(
@@ -118,6 +119,7 @@ pub(super) fn cannot_open(error: &driver::OpenError) -> CliError {
             .hint("stop the other one, or name another NATS with --nats"),
         driver::OpenError::Store(_) => CliError::failed("STORE_FAILED", chain(error))
             .hint("the store can be deleted: it is rebuilt from the journal"),
+        driver::OpenError::NewLife(_) => CliError::failed("JOURNAL_FAILED", chain(error)),
         driver::OpenError::Bus(_) => CliError::failed("BUS_FAILED", chain(error)),
     }
 }

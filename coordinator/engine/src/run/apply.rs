@@ -85,6 +85,7 @@ impl Run {
             steps,
             awake: std::collections::BTreeSet::new(),
             done_count: 0,
+            attempts_from: 1,
         }
     }
 
@@ -143,6 +144,14 @@ impl Run {
             Event::RunPaused { reason, question, remind_at } => {
                 let (reason, question) = (reason.clone(), question.clone());
                 self.run_paused(Pause { reason, question, since: at, remind_at: *remind_at }, touched)
+            }
+            Event::RecordsLost { attempts_from, reason, question, remind_at } => {
+                refuse(*attempts_from < self.attempts_from, "numbers of attempts that may have been used")?;
+                self.attempts_from = *attempts_from;
+                let (reason, question) = (reason.clone(), Some(question.clone()));
+                self.pause = Some(Pause { reason, question, since: at, remind_at: *remind_at });
+                touched.run = true;
+                Ok(())
             }
             Event::RunResumed { reason: _ } => self.run_resumed(at, touched),
             Event::CancelRequested { reason, undo, force } => {

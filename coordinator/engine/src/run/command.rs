@@ -100,6 +100,8 @@ pub enum Command {
         /// Why.
         reason: String,
     },
+    /// Records of the journal are lost, and a person has accepted that: nothing new is done until one has looked.
+    AcceptLoss,
     /// Try a step again that failed or that asks.
     RetryStep {
         /// Which.

@@ -128,6 +128,7 @@ impl Run {
             }
             Command::Cancel { reason, force } => person::cancel(self, reason, *force),
             Command::Pause { reason } => person::pause(self, reason, now),
+            Command::AcceptLoss => person::accept_loss(self, now),
             Command::Resume { reason } => person::resume(self, reason, now),
             Command::RetryStep { step, reason } => person::retry(self, step, reason, now),
             Command::ResolveStep { step, resolution, reason, output } => {

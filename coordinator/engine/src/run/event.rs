@@ -166,6 +166,18 @@ pub enum Event {
         /// When the owner is told again.
         remind_at: Timestamp,
     },
+    /// Records of the journal were lost, perhaps of this run, and a person has accepted that. What its agents did is not known:
+    /// the run is paused (in place of any pause before), and a number that may have been used is not used again.
+    RecordsLost {
+        /// The number of the next attempt of any step, at least.
+        attempts_from: AttemptNumber,
+        /// Why.
+        reason: String,
+        /// What a person is asked.
+        question: String,
+        /// When the owner is told again.
+        remind_at: Timestamp,
+    },
     /// A pause is over.
     RunResumed {
         /// Why, in the person's words.
@@ -231,6 +243,7 @@ impl Event {
             Self::MilestoneMissed { .. } => "milestone_missed",
             Self::MilestoneReached { .. } => "milestone_reached",
             Self::RunPaused { .. } => "run_paused",
+            Self::RecordsLost { .. } => "records_lost",
             Self::RunResumed { .. } => "run_resumed",
             Self::CancelRequested { .. } => "cancel_requested",
             Self::RollbackRequested { .. } => "rollback_requested",

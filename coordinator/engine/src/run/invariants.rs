@@ -4,7 +4,7 @@
 use super::{
     Run, WaitingSubject,
     event::{AttemptEnd, Purpose},
-    state::{PhaseState, RunState, Step, StepState},
+    state::{PhaseState, RunState, StepState},
 };
 
 /// An invariant that does not hold: a bug, or a damaged history.
@@ -43,6 +43,7 @@ impl Run {
         ensure(awake == self.awake.contains(&i), "is awake without being listed so, or the other way round")?;
         let live = step.attempts.iter().filter(|a| a.end.is_none()).count();
         ensure(live <= 1, "has two attempts at work at once")?;
+        ensure(step.attempts.is_sorted_by(|a, b| a.number < b.number), "has two attempts of one number")?;
         ensure(
             (live == 1) == (step.state == StepState::Active),
             "is active without an attempt at work, or the other way round",
@@ -56,11 +57,11 @@ impl Run {
             "has an attempt that ends before it can start",
         )?;
         ensure(
-            step.prepared.keys().all(|n| attempt(step, *n).is_some_and(|a| a.purpose == Purpose::Run)),
+            step.prepared.keys().all(|n| step.attempt(*n).is_some_and(|a| a.purpose == Purpose::Run)),
             "has undo data of an attempt that never ran",
         )?;
         ensure(
-            step.attempts.iter().all(|a| a.undoes.is_none_or(|n| attempt(step, n).is_some())),
+            step.attempts.iter().all(|a| a.undoes.is_none_or(|n| step.attempt(n).is_some())),
             "undoes an attempt that it never had",
         )?;
         ensure(!step.done || step.done_order.is_some(), "is done without a place in the order")?;
@@ -171,8 +172,4 @@ impl Run {
 
 fn ensure(holds: bool, what: &'static str) -> Result<(), &'static str> {
     if holds { Ok(()) } else { Err(what) }
-}
-
-fn attempt(step: &Step, number: u32) -> Option<&super::state::Attempt> {
-    step.attempts.get(usize::try_from(number).ok()?.checked_sub(1)?)
 }

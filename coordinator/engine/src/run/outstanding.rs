@@ -214,7 +214,8 @@ impl Run {
             }
             StepState::Active => {
                 let Some((number, attempt)) = step.live_attempt() else { return };
-                if now < attempt.dispatch_until {
+                // What was sent before records were lost is not sent again: it may have ended in them.
+                if now < attempt.dispatch_until && number >= self.attempts_from {
                     all.push(Outstanding::Dispatch(Box::new(self.dispatch(i, number))));
                 }
                 if self.state == RunState::Cancelling && attempt.purpose != Purpose::Undo {

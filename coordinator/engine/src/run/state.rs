@@ -57,6 +57,8 @@ pub struct Run {
     pub awake: BTreeSet<usize>,
     /// How many times a step was done or tried: the next [`Step::done_order`].
     pub done_count: u64,
+    /// New attempts have numbers from here on: after a loss of records, those below may have been used.
+    pub attempts_from: AttemptNumber,
 }
 
 /// What a run is doing.
@@ -195,7 +197,7 @@ pub struct Step {
     pub state: StepState,
     /// Since when.
     pub since: Timestamp,
-    /// All attempts, the first first; an attempt's number is its index plus one.
+    /// All attempts, the first first; their numbers grow.
     pub attempts: Vec<Attempt>,
     /// What it gives to later steps: once it has succeeded, and while it is verified.
     pub output: Option<Arc<Value>>,
@@ -266,6 +268,8 @@ pub enum StepState {
 /// A numbered try.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
+    /// Unique within the step; 1, 2, 3, … but for a gap where records were lost.
+    pub number: AttemptNumber,
     /// What for.
     pub purpose: Purpose,
     /// Who has it.
@@ -298,6 +302,24 @@ impl Run {
         self.plan.facts().step(id.as_str())
     }
 
+    /// The number of the step's next attempt; none when all numbers are used.
+    pub fn next_attempt(&self, i: usize) -> Option<AttemptNumber> {
+        Some(self.steps[i].last_attempt().checked_add(1)?.max(self.attempts_from))
+    }
+
+    /// Whether an attempt of this number may ever have been assigned: it is known, or records of its time were lost.
+    pub fn may_have_assigned(&self, i: usize, number: AttemptNumber) -> bool {
+        number < self.attempts_from || self.steps[i].attempt(number).is_some()
+    }
+
+    /// Whether the step's unconfirmed attempt has started, whatever is said later: its agent has said something of it, or may
+    /// have said so in records that are lost.
+    pub fn live_attempt_has_begun(&self, i: usize) -> bool {
+        self.steps[i].live_attempt().is_some_and(|(number, a)| {
+            a.status.is_some() || self.steps[i].prepared.contains_key(&number) || number < self.attempts_from
+        })
+    }
+
     /// It is over.
     pub fn has_ended(&self) -> bool {
         matches!(self.state, RunState::Ended { .. })
@@ -312,12 +334,16 @@ impl Run {
 impl Step {
     /// The unconfirmed attempt, with its number.
     pub fn live_attempt(&self) -> Option<(AttemptNumber, &Attempt)> {
-        let number = AttemptNumber::try_from(self.attempts.len()).ok()?;
-        self.attempts.last().filter(|a| a.end.is_none()).map(|a| (number, a))
+        self.attempts.last().filter(|a| a.end.is_none()).map(|a| (a.number, a))
     }
 
-    /// Whether its agent has said something of the unconfirmed attempt: then it has started, whatever is said later.
-    pub fn live_attempt_has_begun(&self) -> bool {
-        self.live_attempt().is_some_and(|(number, a)| a.status.is_some() || self.prepared.contains_key(&number))
+    /// The attempt with this number.
+    pub fn attempt(&self, number: AttemptNumber) -> Option<&Attempt> {
+        self.attempts.binary_search_by_key(&number, |a| a.number).ok().map(|n| &self.attempts[n])
+    }
+
+    /// The number of the last attempt; 0 before the first.
+    pub fn last_attempt(&self) -> AttemptNumber {
+        self.attempts.last().map_or(0, |a| a.number)
     }
 }

@@ -37,10 +37,7 @@ impl Run {
     /// same one is recorded: who hears `recorded` goes on to change something.
     pub fn verdict(&self, fence: &Fence, report: Report<'_>) -> Verdict {
         let Some(i) = self.step_index(&fence.step) else { return Verdict::Unknown };
-        let number = usize::try_from(fence.attempt).unwrap_or(usize::MAX);
-        let Some(attempt) = number.checked_sub(1).and_then(|n| self.steps[i].attempts.get(n)) else {
-            return Verdict::Unknown;
-        };
+        let Some(attempt) = self.steps[i].attempt(fence.attempt) else { return Verdict::Unknown };
         if attempt.agent != fence.agent || attempt.instance != fence.instance {
             return Verdict::Stale;
         }

@@ -83,6 +83,7 @@ pub fn people(world: &World) -> Vec<Command> {
         Command::Cancel { reason: reason(), force: false },
         Command::Cancel { reason: reason(), force: true },
         Command::Pause { reason: reason() },
+        Command::AcceptLoss,
         Command::Resume { reason: reason() },
     ];
     for planned in &world.run.plan.steps {

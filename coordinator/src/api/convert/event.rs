@@ -91,6 +91,7 @@ impl<'a> About<'a> {
             Event::RunStarted(_)
             | Event::OwnerReminded { subject: Subject::Run, .. }
             | Event::RunPaused { .. }
+            | Event::RecordsLost { .. }
             | Event::RunResumed { .. }
             | Event::CancelRequested { .. }
             | Event::RollbackRequested { .. }
@@ -143,7 +144,9 @@ fn sentence(event: &Event) -> String {
         Event::MilestoneReached { phase, late: false } => format!("milestone of phase {phase} is reached"),
         Event::MilestoneReached { phase, late: true } => format!("milestone of phase {phase} is reached late"),
         Event::RunPaused { reason, question: None, .. } => format!("run paused: {reason}"),
-        Event::RunPaused { reason, question: Some(question), .. } => format!("run paused: {reason}; {question}"),
+        Event::RunPaused { reason, question: Some(question), .. } | Event::RecordsLost { reason, question, .. } => {
+            format!("run paused: {reason}; {question}")
+        }
         Event::RunResumed { reason } => format!("run resumed: {reason}"),
         Event::CancelRequested { reason, force: false, .. } => format!("cancellation: {reason}"),
         Event::CancelRequested { reason, force: true, .. } => format!("forced cancellation: {reason}"),

@@ -94,6 +94,7 @@ impl Setup<'_> {
             clusters.push(Cluster::new(position.0, &chain, keys));
         }
         let cluster = clusters.last().map(|c| c.id.clone()).unwrap_or_default();
+        let after_loss = clusters.last().is_some_and(|c| !c.accepted.is_empty());
         let cut_bytes = walked.tail.map_or(0, |tail| tail.to - tail.from);
         let active = if accepted_loss || index.segments.is_empty() {
             // What is left of the old life stays as it is, for whoever wants to find out.
@@ -106,7 +107,8 @@ impl Setup<'_> {
         if accepted_loss {
             files::write_clusters(self.data, &clusters)?;
         }
-        let opening = Opening { created: false, cluster, losses, accepted_loss, cut_bytes, records: walked.records };
+        let records = walked.records;
+        let opening = Opening { created: false, cluster, losses, accepted_loss, after_loss, cut_bytes, records };
         Ok(Opened { lock, index, before: walked.last_streams, active, head, opening })
     }
 

@@ -44,7 +44,7 @@ impl Display {
         let clock = at.split_once('T').map_or(at.as_str(), |(_, clock)| clock);
         let tone = match event.r#type.as_str() {
             "milestone_reached" => Tone::Good,
-            "milestone_at_risk" | "run_paused" | "rollback_started" | "cancel_requested" => Tone::Warn,
+            "milestone_at_risk" | "run_paused" | "records_lost" | "rollback_started" | "cancel_requested" => Tone::Warn,
             "milestone_missed" => Tone::Bad,
             _ => Tone::Plain,
         };

@@ -192,10 +192,7 @@ impl Run {
             return Err("the step does not wait for an agent".into());
         };
         refuse(*purpose != assigned.purpose, "the step waits for an agent for another purpose")?;
-        refuse(
-            usize::try_from(assigned.attempt).ok() != Some(self.steps[i].attempts.len() + 1),
-            "the attempt's number is not the next one",
-        )?;
+        refuse(Some(assigned.attempt) != self.next_attempt(i), "the attempt's number is not the next one")?;
         let step = Arc::make_mut(&mut self.steps[i]);
         if step.host.is_none() {
             step.host.clone_from(&assigned.host);
@@ -204,6 +201,7 @@ impl Run {
             step.output = None;
         }
         step.attempts.push(Attempt {
+            number: assigned.attempt,
             purpose: assigned.purpose,
             agent: assigned.agent.clone(),
             instance: assigned.instance.clone(),
@@ -252,7 +250,7 @@ impl Run {
         };
         refuse(!fits, "the step can't go there after an attempt of this purpose")?;
         let never_began = matches!(end, AttemptEnd::NotStarted { .. });
-        refuse(never_began && self.steps[i].live_attempt_has_begun(), "the attempt has begun")?;
+        refuse(never_began && self.live_attempt_has_begun(i), "the attempt has begun")?;
         let order = self.done_count;
         let plan = Arc::clone(&self.plan);
         let step = Arc::make_mut(&mut self.steps[i]);
@@ -302,12 +300,9 @@ impl Run {
     /// Index of the step and of the attempt, which must be its last and not have ended.
     pub(super) fn live(&self, id: &StepId, attempt: AttemptNumber) -> Result<(usize, usize), String> {
         let i = self.known(id)?;
-        let n = self.steps[i].attempts.len();
-        let last = self.steps[i].attempts.last().filter(|a| a.end.is_none());
-        if last.is_some() && usize::try_from(attempt).ok() == Some(n) {
-            Ok((i, n - 1))
-        } else {
-            Err(format!("attempt {attempt} of step {id} is not at work"))
+        match self.steps[i].live_attempt() {
+            Some((live, _)) if live == attempt => Ok((i, self.steps[i].attempts.len() - 1)),
+            Some(_) | None => Err(format!("attempt {attempt} of step {id} is not at work")),
         }
     }
 

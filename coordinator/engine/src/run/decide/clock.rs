@@ -99,7 +99,7 @@ pub(super) fn find(run: &Run, instance: &InstanceId, holds: &[(StepId, AttemptNu
                 let ends_by = timeout::remind_at(now);
                 events.push(Event::AttemptExtended { step: step(), attempt: number, ends_by });
             }
-        } else if timeout::cannot_start_after(attempt.dispatch_until) <= now && !at.step.live_attempt_has_begun() {
+        } else if timeout::cannot_start_after(attempt.dispatch_until) <= now && !run.live_attempt_has_begun(i) {
             let why = NotStarted::Denied;
             let next = at.not_started(attempt.purpose, &why);
             events.push(Event::AttemptEnded {

@@ -3,7 +3,6 @@
 use jiff::Timestamp;
 
 use crate::{
-    ids::AttemptNumber,
     plan::{OnFailure, PlannedStep, PlannedUndo},
     policy::{
         after,
@@ -46,7 +45,7 @@ impl<'a> StepAt<'a> {
 
     /// After an end that nobody knows the outcome of.
     pub(super) fn unknown(&self, purpose: Purpose, ended_by: EndedBy) -> StepNext {
-        let number = self.step.attempts.len();
+        let number = self.step.last_attempt();
         let how = match ended_by {
             EndedBy::InstanceGone => "its agent's process is gone",
             EndedBy::Clock => "its time is over and no report has come",
@@ -196,7 +195,7 @@ impl<'a> StepAt<'a> {
     }
 
     fn undo_finished(&self, outcome: &Outcome) -> StepNext {
-        let number = self.step.attempts.len();
+        let number = self.step.last_attempt();
         match outcome {
             Outcome::Succeeded { .. } => {
                 let undoes = self.step.attempts.last().and_then(|a| a.undoes);
@@ -264,8 +263,7 @@ impl<'a> StepAt<'a> {
         });
         let first = counted.next();
         let count = u32::try_from(counted.count()).unwrap_or(u32::MAX).saturating_add(u32::from(first.is_some()));
-        let number = AttemptNumber::try_from(self.step.attempts.len()).unwrap_or(AttemptNumber::MAX);
-        let seed = retry::seed(self.run.id.as_str(), self.planned.id.as_str(), number);
+        let seed = retry::seed(self.run.id.as_str(), self.planned.id.as_str(), self.step.last_attempt());
         retry::next_try(&self.planned.retry, count, first.map(|a| a.assigned_at), self.now, seed)
     }
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{next::StepAt, run_state, step_state};
 use crate::{
-    ids::StepId,
+    ids::{AttemptNumber, StepId},
     plan::OnCancel,
     policy::timeout,
     run::{
@@ -46,6 +46,25 @@ pub(super) fn pause(run: &Run, reason: &str, now: Timestamp) -> Result<Vec<Event
         return Err(Rejection::Forbidden { what: "pausing", state: run_state(run) });
     }
     Ok(vec![Event::RunPaused { reason: reason.to_owned(), question: None, remind_at: timeout::remind_at(now) }])
+}
+
+/// More attempts of one step than this are not lost with the end of a log.
+const NUMBERS_LEFT_OUT: AttemptNumber = 1_000;
+
+pub(super) fn accept_loss(run: &Run, now: Timestamp) -> Result<Vec<Event>, Rejection> {
+    if run.has_ended() {
+        return Err(Rejection::RunEnded);
+    }
+    let last = run.steps.iter().map(|s| s.last_attempt()).max().unwrap_or(0).max(run.attempts_from);
+    let attempts_from = (last / NUMBERS_LEFT_OUT + 1).saturating_mul(NUMBERS_LEFT_OUT).saturating_add(1);
+    Ok(vec![Event::RecordsLost {
+        attempts_from,
+        reason: "records of the journal are lost, and this run may have gone on in them".to_owned(),
+        question: "what have its steps done since the last event here? Look, resolve those that went further, then \
+                   resume or cancel the run"
+            .to_owned(),
+        remind_at: timeout::remind_at(now),
+    }])
 }
 
 /// Ends a pause, and tries again the steps whose policy was to pause.

@@ -40,7 +40,7 @@ pub(super) fn assign(run: &Run, id: &StepId, to: &To<'_>, now: Timestamp) -> Res
             return Ok(vec![Event::StepMoved { step: id.clone(), next }]);
         }
     };
-    let attempt = AttemptNumber::try_from(at.step.attempts.len() + 1).map_err(|_| Rejection::Forbidden {
+    let attempt = run.next_attempt(i).ok_or_else(|| Rejection::Forbidden {
         what: "another attempt",
         state: "all attempt numbers are used".to_owned(),
     })?;
@@ -100,7 +100,7 @@ fn with(run: &Run, i: usize, purpose: Purpose, undoes: Option<AttemptNumber>) ->
         Purpose::Undo => match undo::custom(planned) {
             Some(with) => crate::run::eval::rendered(run, with),
             None => undoes
-                .and_then(|n| step.attempts.get(usize::try_from(n).ok()?.checked_sub(1)?))
+                .and_then(|n| step.attempt(n))
                 .map(|a| Arc::clone(&a.with))
                 .or_else(of_run)
                 .map_or_else(from_plan, Ok),

@@ -57,7 +57,7 @@ pub(super) fn deny(run: &Run, fence: &Fence, why: &NotStarted, now: Timestamp) -
         return Err(Rejection::UnknownStep(fence.step.clone()));
     }
     match live(run, fence) {
-        Ok((i, purpose)) if !run.has_ended() && !run.steps[i].live_attempt_has_begun() => {
+        Ok((i, purpose)) if !run.has_ended() && !run.live_attempt_has_begun(i) => {
             let next = StepAt::new(run, i, now).not_started(purpose, why);
             let end = AttemptEnd::NotStarted { why: why.clone() };
             Ok(vec![Event::AttemptEnded { step: fence.step.clone(), attempt: fence.attempt, end, next }])
