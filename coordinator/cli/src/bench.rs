@@ -87,6 +87,26 @@ pub(crate) struct BenchReport {
     pub(crate) journal_batches: u64,
 }
 
+/// The journal of a bench is kept to its end, to be verified.
+const JOURNAL_BYTES: u64 = 500_000_000;
+/// What a fast machine writes per second that is asked for, over all figures.
+const JOURNAL_BYTES_PER_SECOND: u64 = 400_000_000;
+
+/// A full disk would not fail the bench: the journal would wait for room.
+fn check_room(dir: &std::path::Path, seconds: u64) -> anyhow::Result<()> {
+    let needed = JOURNAL_BYTES + JOURNAL_BYTES_PER_SECOND * seconds;
+    let disk = rustix::fs::statvfs(dir)?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    anyhow::ensure!(
+        free >= needed,
+        "the journal of the bench may take {} MB, and {} has {} MB of room: name another folder with --dir, or fewer --seconds",
+        needed / 1_000_000,
+        dir.display(),
+        free / 1_000_000
+    );
+    Ok(())
+}
+
 /// Measure everything that `only` does not leave out; progress goes to `say`.
 pub(crate) async fn run(args: &BenchArgs, say: &(dyn Fn(&str) + Sync)) -> anyhow::Result<BenchReport> {
     let wanted = |name: &str| args.only.as_deref().is_none_or(|text| name.contains(text));
@@ -96,6 +116,7 @@ pub(crate) async fn run(args: &BenchArgs, say: &(dyn Fn(&str) + Sync)) -> anyhow
         None => tempfile::tempdir(),
     }
     .context("can't make a folder for the bench")?;
+    check_room(dir.path(), args.seconds)?;
     let mut figures = Vec::new();
     let mut take = |measured: Vec<Figure>| {
         for figure in measured.into_iter().filter(|f| wanted(&f.name)) {

@@ -23,8 +23,7 @@ pub(super) async fn peer(args: &PeerArgs) -> Result<Exit> {
 }
 
 fn failed(error: &anyhow::Error) -> CliError {
-    CliError::failed("BENCH_FAILED", format!("{error:#}"))
-        .hint("nats-server has to be installed, and the folder for temporary files needs 2 GB of room")
+    CliError::failed("BENCH_FAILED", format!("{error:#}")).hint("nats-server has to be installed")
 }
 
 fn view(report: &BenchReport) -> View {
