@@ -207,13 +207,13 @@ impl Coordinator {
             shared.registry.restore(namespace, name, record, now);
         }
         info!(open = recovered.runs.len(), quarantined = recovered.quarantined.len(), "runs recovered");
-        for rebuilt in recovered.runs {
-            let entry = shared.adopt(rebuilt);
+        for run in recovered.runs {
+            let entry = shared.adopt(run);
             shared.tell(entry, Message::RestartClocks);
         }
-        for (id, why, rebuilt) in recovered.quarantined {
+        for (id, why, run) in recovered.quarantined {
             error!(run_id = %id, "the run is put in quarantine: {why}");
-            shared.keep_quarantined(id, &why, rebuilt);
+            shared.keep_quarantined(id, &why, run);
         }
         intake.serve(&shared);
         shared.serve();
@@ -425,11 +425,10 @@ impl Shared {
     }
 
     /// Take up a run that the journal has.
-    fn adopt(self: &Arc<Self>, rebuilt: recovery::Rebuilt) -> Arc<RunEntry> {
-        let run = Arc::new(rebuilt.run);
+    fn adopt(self: &Arc<Self>, run: Run) -> Arc<RunEntry> {
+        let run = Arc::new(run);
         let (id, namespace) = (run.id.clone(), run.namespace.clone());
-        let (entry, inbox) =
-            RunEntry::new(self.runs.next_key(), id, namespace, Some(Arc::clone(&run)), rebuilt.started_by);
+        let (entry, inbox) = RunEntry::new(self.runs.next_key(), id, namespace, Some(Arc::clone(&run)));
         if let Err(there) = self.runs.insert(&entry) {
             return there;
         }
@@ -439,13 +438,13 @@ impl Shared {
         entry
     }
 
-    fn keep_quarantined(self: &Arc<Self>, id: RunId, why: &str, rebuilt: Option<recovery::Rebuilt>) {
-        let (run, by) = rebuilt.map_or((None, self.ours.clone()), |r| (Some(Arc::new(r.run)), r.started_by));
+    fn keep_quarantined(self: &Arc<Self>, id: RunId, why: &str, run: Option<Run>) {
+        let run = run.map(Arc::new);
         let namespace = run.as_ref().map_or_else(
             || self.store.run(&id).ok().flatten().map_or_else(|| "default".into(), |row| row.namespace),
             |r| r.namespace.clone(),
         );
-        let (entry, _) = RunEntry::new(self.runs.next_key(), id, namespace, run.clone(), by);
+        let (entry, _) = RunEntry::new(self.runs.next_key(), id, namespace, run.clone());
         entry.quarantine(why);
         if let Some(run) = run {
             self.projector.changed(&entry, &run);
@@ -465,8 +464,8 @@ impl Shared {
             Ok(Err(broken)) => return Err(errors::quarantined(id, &broken.why)),
             Err(_) => return Err(errors::stopping()),
         };
-        let Some(rebuilt) = rebuilt.filter(|r| r.run.namespace == *namespace) else { return Ok(None) };
-        let entry = self.adopt(rebuilt);
+        let Some(run) = rebuilt.filter(|run| run.namespace == *namespace) else { return Ok(None) };
+        let entry = self.adopt(run);
         if entry.run().is_some_and(|run| run.has_ended()) {
             self.runs.ended(&entry);
         }
@@ -480,7 +479,7 @@ impl Shared {
         match self.runs.get(&id).and_then(|entry| entry.run()) {
             Some(run) => Ok(run),
             None => match recovery::rebuild(&*self.journal, &id) {
-                Ok(Some(rebuilt)) => Ok(Arc::new(rebuilt.run)),
+                Ok(Some(run)) => Ok(Arc::new(run)),
                 Ok(None) => Err(errors::run_not_found(&id)),
                 Err(broken) => Err(errors::quarantined(&id, &broken.why)),
             },

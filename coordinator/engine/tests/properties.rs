@@ -95,7 +95,7 @@ fn drive(plan: Plan, choices: &[u16]) -> World {
 
 fn replay(world: &World) -> Run {
     let Event::RunStarted(started) = &*world.history[0].1 else { panic!("the first event starts the run") };
-    let mut run = Run::start(world.history[0].0, started);
+    let mut run = Run::start(world.history[0].0, &"person/operator".into(), started);
     for (at, event) in &world.history[1..] {
         run.apply(*at, event).expect("what was journalled can be replayed");
     }

@@ -141,7 +141,7 @@ fn replay(history: &str) -> Run {
     let mut lines = history.lines().map(|line| serde_json::from_str::<Line>(line).expect("a line of a history"));
     let first = lines.next().expect("a history has a first line");
     let Event::RunStarted(started) = &first.event else { panic!("the first event starts the run") };
-    let mut run = Run::start(first.at, started);
+    let mut run = Run::start(first.at, &"person/operator".into(), started);
     for line in lines {
         run.apply(line.at, &line.event).expect("a recorded event fits");
     }
@@ -224,7 +224,7 @@ fn a_damaged_history_is_corrupt_and_never_a_panic() {
                 if n == m {
                     damaged.remove(n);
                 }
-                let mut run = Run::start(world.history[0].0, started);
+                let mut run = Run::start(world.history[0].0, &"person/operator".into(), started);
                 let corrupt = damaged.iter().find_map(|(at, event)| {
                     let before = run.clone();
                     let corrupt = run.apply(*at, event).err()?;

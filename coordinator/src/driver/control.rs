@@ -110,7 +110,7 @@ impl Control for Coordinator {
             note: note.to_owned(),
         };
         if validate_only {
-            return Ok(Arc::new(Run::start(self.shared.clock.now(), &started)));
+            return Ok(Arc::new(Run::start(self.shared.clock.now(), &caller.actor, &started)));
         }
         self.shared.start(started, request).await
     }
@@ -275,7 +275,7 @@ impl Shared {
             return Err(errors::stopping());
         }
         let (id, namespace) = (started.run.clone(), started.namespace.clone());
-        let (entry, inbox) = RunEntry::new(self.runs.next_key(), id, namespace, None, request.actor.clone());
+        let (entry, inbox) = RunEntry::new(self.runs.next_key(), id, namespace, None);
         if self.runs.insert(&entry).is_err() {
             return Err(errors::busy(&entry.id));
         }

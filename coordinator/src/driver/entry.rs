@@ -7,7 +7,7 @@ use std::sync::{
 
 use muster_bus::{bus::ReplyTo, message};
 use muster_engine::{
-    ids::{Actor, AgentName, HostLabel, InstanceId, Namespace, RunId, StepId},
+    ids::{AgentName, HostLabel, InstanceId, Namespace, RunId, StepId},
     run::{
         Command, Run,
         command::Fence,
@@ -84,8 +84,6 @@ pub(crate) struct RunEntry {
 pub(super) struct View {
     /// None until its start is on disk.
     pub(super) run: Option<Arc<Run>>,
-    /// By whom it was started.
-    pub(super) started_by: Actor,
     /// Why its records can't be believed.
     pub(super) quarantine: Option<Arc<str>>,
 }
@@ -118,10 +116,9 @@ impl RunEntry {
         id: RunId,
         namespace: Namespace,
         run: Option<Arc<Run>>,
-        started_by: Actor,
     ) -> (Arc<Self>, mpsc::Receiver<Message>) {
         let (mailbox, receiver) = mpsc::channel(MAILBOX);
-        let view = RwLock::new(View { run, started_by, quarantine: None });
+        let view = RwLock::new(View { run, quarantine: None });
         (Arc::new(Self { key, id, namespace, mailbox, signals: AtomicU8::new(0), view }), receiver)
     }
 

@@ -3,13 +3,9 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use futures_util::{Stream, stream};
-use muster_engine::ids::RunId;
+use muster_engine::{ids::RunId, run::Run};
 
-use super::{
-    errors,
-    recovery::{Rebuilt, follow},
-    run_task::stream_of,
-};
+use super::{errors, recovery::follow, run_task::stream_of};
 use crate::{
     control::{ControlError, RunEvent},
     journal::{Journal, Record, StreamId},
@@ -49,14 +45,14 @@ struct Reader {
     after_seq: u64,
     until_seq: u64,
     records: VecDeque<Record>,
-    rebuilt: Option<Rebuilt>,
+    rebuilt: Option<Run>,
     failed: bool,
 }
 
 impl Reader {
     async fn next(&mut self) -> Option<Result<RunEvent, ControlError>> {
         loop {
-            let seq = self.rebuilt.as_ref().map_or(0, |r| r.run.seq);
+            let seq = self.rebuilt.as_ref().map_or(0, |r| r.seq);
             if self.failed || seq >= self.until_seq {
                 return None;
             }
@@ -90,7 +86,7 @@ impl Reader {
             at: record.at,
             by: record.by.clone(),
             event: Arc::new(event),
-            run: Arc::new(rebuilt.run.clone()),
+            run: Arc::new(rebuilt.clone()),
         }))
     }
 }

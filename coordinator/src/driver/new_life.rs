@@ -45,8 +45,8 @@ pub(super) async fn begin(
     let now = clock.now();
     for runs in recovered.runs.chunks(CHUNK) {
         let mut appends = Vec::with_capacity(runs.len());
-        for rebuilt in runs {
-            let run = Arc::new(rebuilt.run.clone());
+        for run in runs {
+            let run = Arc::new(run.clone());
             let mut turn = Turn::new(&run, now);
             if let Err(rejection) = turn.decide(&Command::AcceptLoss, ours) {
                 warn!(run_id = %run.id, "not paused after the loss: {rejection}");

@@ -195,7 +195,7 @@ impl Projector {
         let done = tokio::task::spawn_blocking(move || {
             for (entry, run) in runs.into_values() {
                 let view = entry.view();
-                writes.extend(rows::writes_of(&run, &view.started_by, view.quarantine.is_some()));
+                writes.extend(rows::writes_of(&run, view.quarantine.is_some()));
             }
             let written =
                 if position > store.position() { store.apply_batch(position, writes) } else { store.amend(writes) };

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
 use muster_engine::{
-    ids::{Actor, AgentName, Namespace, RunId},
+    ids::{AgentName, Namespace, RunId},
     run::{Event, Run},
 };
 use serde::{Deserialize, Serialize};
@@ -37,25 +37,19 @@ pub(super) enum PlaybookEvent {
 #[derive(Default)]
 pub(super) struct Recovered {
     /// Runs that have not ended.
-    pub(super) runs: Vec<Rebuilt>,
+    pub(super) runs: Vec<Run>,
     /// Runs whose records can't be believed, and why.
-    pub(super) quarantined: Vec<(RunId, String, Option<Rebuilt>)>,
+    pub(super) quarantined: Vec<(RunId, String, Option<Run>)>,
     pub(super) agents: BTreeMap<(Namespace, AgentName), AgentRecord>,
     /// The last time in the journal.
     pub(super) last_at: Option<Timestamp>,
-}
-
-/// A run as its stream has made it.
-pub(super) struct Rebuilt {
-    pub(super) run: Run,
-    pub(super) started_by: Actor,
 }
 
 /// Why a run can't be rebuilt to its end.
 pub(super) struct RebuildError {
     pub(super) why: String,
     /// The run before that.
-    pub(super) so_far: Option<Rebuilt>,
+    pub(super) so_far: Option<Run>,
 }
 
 /// Bring the store up to the log's end, and give back what has to be in memory.
@@ -102,11 +96,11 @@ pub(super) fn recover(journal: &dyn Journal, store: &Store) -> Result<Recovered,
         recovered.quarantined.push((id, why, None));
     }
     for rebuilt in recovered.quarantined.iter().filter_map(|(_, _, rebuilt)| rebuilt.as_ref()) {
-        pass.writes.extend(rows::writes_of(&rebuilt.run, &rebuilt.started_by, true));
+        pass.writes.extend(rows::writes_of(rebuilt, true));
     }
     for rebuilt in &recovered.runs {
-        recovered.last_at = recovered.last_at.max(Some(rebuilt.run.updated_at));
-        pass.writes.extend(rows::writes_of(&rebuilt.run, &rebuilt.started_by, false));
+        recovered.last_at = recovered.last_at.max(Some(rebuilt.updated_at));
+        pass.writes.extend(rows::writes_of(rebuilt, false));
     }
     pass.flush(store, journal.head().position)?;
     Ok(recovered)
@@ -130,11 +124,11 @@ pub(super) fn refill(journal: &dyn Journal, store: &Store) -> Result<(), StoreEr
 }
 
 /// A run from its stream; none when the journal has no such stream.
-pub(super) fn rebuild(journal: &dyn Journal, id: &RunId) -> Result<Option<Rebuilt>, Box<RebuildError>> {
+pub(super) fn rebuild(journal: &dyn Journal, id: &RunId) -> Result<Option<Run>, Box<RebuildError>> {
     let stream = stream_of(id);
-    let mut rebuilt: Option<Rebuilt> = None;
+    let mut rebuilt: Option<Run> = None;
     loop {
-        let seq = rebuilt.as_ref().map_or(0, |r| r.run.seq);
+        let seq = rebuilt.as_ref().map_or(0, |r| r.seq);
         let records = match journal.read_stream(&stream, seq, CHUNK) {
             Ok(records) if records.is_empty() => return Ok(rebuilt),
             Ok(records) => records,
@@ -149,21 +143,21 @@ pub(super) fn rebuild(journal: &dyn Journal, id: &RunId) -> Result<Option<Rebuil
 }
 
 /// Take one more record of a run's stream. One that does not fit leaves the run as it was.
-pub(super) fn follow(rebuilt: &mut Option<Rebuilt>, record: &Record) -> Result<Event, String> {
+pub(super) fn follow(rebuilt: &mut Option<Run>, record: &Record) -> Result<Event, String> {
     let event: Event = serde_json::from_str(record.event.get())
         .map_err(|e| format!("record {} of {} can't be read: {e}", record.seq, record.stream.0))?;
     match (rebuilt.as_mut(), &event) {
         (None, Event::RunStarted(started)) if record.seq == 1 => {
-            *rebuilt = Some(Rebuilt { run: Run::start(record.at, started), started_by: record.by.clone() });
+            *rebuilt = Some(Run::start(record.at, &record.by, started));
         }
         (None, other) => {
             return Err(format!("record {} of {} is {}, not the start", record.seq, record.stream.0, other.kind()));
         }
-        (Some(rebuilt), _) if record.seq != rebuilt.run.seq + 1 => {
-            return Err(format!("record {} of {} follows {}", record.seq, record.stream.0, rebuilt.run.seq));
+        (Some(rebuilt), _) if record.seq != rebuilt.seq + 1 => {
+            return Err(format!("record {} of {} follows {}", record.seq, record.stream.0, rebuilt.seq));
         }
         (Some(rebuilt), event) => {
-            rebuilt.run.apply(record.at, event).map_err(|e| e.to_string())?;
+            rebuilt.apply(record.at, event).map_err(|e| e.to_string())?;
         }
     }
     Ok(event)
@@ -185,7 +179,7 @@ struct Pass {
     /// The batch of the records that are being read.
     position: Position,
     writes: Vec<StoreWrite>,
-    building: HashMap<RunId, Rebuilt>,
+    building: HashMap<RunId, Run>,
     /// Runs of which something was read.
     touched: BTreeSet<RunId>,
     ended: HashSetOfRuns,
@@ -245,14 +239,14 @@ impl Pass {
             self.victims.entry(id.clone()).or_insert_with(|| why.clone());
         }
         let Some(rebuilt) = rebuilt else { return };
-        if rebuilt.run.has_ended() && fits.is_ok() {
+        if rebuilt.has_ended() && fits.is_ok() {
             self.touched.remove(id);
             self.ended.insert(id.clone());
-            self.writes.extend(rows::writes_of(&rebuilt.run, &rebuilt.started_by, false));
+            self.writes.extend(rows::writes_of(&rebuilt, false));
         } else {
             if record.seq == 1 {
                 self.touched.insert(id.clone());
-                self.writes.extend(rows::writes_of(&rebuilt.run, &rebuilt.started_by, false));
+                self.writes.extend(rows::writes_of(&rebuilt, false));
             }
             self.building.insert(id.clone(), rebuilt);
         }

@@ -1,12 +1,9 @@
 //! What lists say of a run, made from its state.
 
 use jiff::Timestamp;
-use muster_engine::{
-    ids::Actor,
-    run::{
-        Run,
-        state::{Milestone, RunState},
-    },
+use muster_engine::run::{
+    Run,
+    state::{Milestone, RunState},
 };
 
 use crate::{
@@ -32,14 +29,14 @@ pub(super) fn ended_at(run: &Run) -> Option<Timestamp> {
 }
 
 /// Everything that the store keeps of a run.
-pub(super) fn writes_of(run: &Run, started_by: &Actor, quarantined: bool) -> Vec<StoreWrite> {
+pub(super) fn writes_of(run: &Run, quarantined: bool) -> Vec<StoreWrite> {
     let row = RunRow {
         id: run.id.clone(),
         namespace: run.namespace.clone(),
         playbook: run.plan.playbook.clone(),
         state: if quarantined { QUARANTINED } else { run_state(run) }.to_owned(),
         started_at: run.started_at,
-        started_by: started_by.clone(),
+        started_by: run.started_by.clone(),
         ended_at: ended_at(run),
         seq: run.seq,
     };

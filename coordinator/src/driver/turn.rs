@@ -74,7 +74,7 @@ impl Turn {
     /// # Errors
     /// The plan can't be begun.
     pub(super) fn begin(started: RunStarted, by: &Actor, now: Timestamp) -> Result<Self, Rejection> {
-        let scratch = engine::Turn::begin(started, now)?;
+        let scratch = engine::Turn::begin(started, by, now)?;
         let mut turn = Self::new(&Arc::new(scratch.run().clone()), now);
         turn.expected_seq = 0;
         turn.scratch = Some(scratch);

@@ -358,7 +358,7 @@ impl Control for Fake {
             plan_digest: planned.digest,
             note: note.to_owned(),
         };
-        let turn = Turn::begin(started, now).map_err(|r| rejected(&r))?;
+        let turn = Turn::begin(started, &caller.actor, now).map_err(|r| rejected(&r))?;
         let mut held = Held { run: Arc::new(turn.run().clone()), events: Vec::new(), by: caller.actor.clone() };
         let run = held.take(turn, now, &caller.actor);
         if !validate_only {

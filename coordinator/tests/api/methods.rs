@@ -111,6 +111,7 @@ async fn a_run_shows_everything() {
     served.fake.work(&run.run_id, "a", outcome);
 
     let run = served.runs().await.get_run(get(&run.name)).await.unwrap().into_inner();
+    assert_eq!(run.creator, "person/dba-1");
     let (a, b) = (&run.steps[0], &run.steps[1]);
     assert_eq!(a.name, format!("{}/steps/a", run.name));
     assert_eq!((a.state(), b.state()), (pb::step::State::Succeeded, pb::step::State::Queued));

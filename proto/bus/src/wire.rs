@@ -61,7 +61,8 @@ pub(crate) struct Report {
     run: String,
     step: String,
     attempt: u32,
-    report: ReportBody,
+    #[serde(rename = "report")]
+    body: ReportBody,
 }
 
 impl From<Report> for message::Report {
@@ -70,7 +71,7 @@ impl From<Report> for message::Report {
             cluster: read.cluster,
             instance: read.instance,
             key: AttemptKey { run: read.run, step: read.step, attempt: read.attempt },
-            report: read.report,
+            report: read.body,
         }
     }
 }

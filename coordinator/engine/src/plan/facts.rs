@@ -45,14 +45,11 @@ impl Plan {
 
     /// As JSON, written once for all runs of the plan: each begins with a copy of it.
     pub(crate) fn serialize_once<S: Serializer>(plan: &Arc<Self>, to: S) -> Result<S::Ok, S::Error> {
-        let json = match plan.facts.json.get() {
-            Some(json) => json,
-            None => {
-                let json = to_raw_value(&**plan).map_err(S::Error::custom)?;
-                plan.facts.json.get_or_init(|| json)
-            }
-        };
-        json.serialize(to)
+        if let Some(json) = plan.facts.json.get() {
+            return json.serialize(to);
+        }
+        let json = to_raw_value(&**plan).map_err(S::Error::custom)?;
+        plan.facts.json.get_or_init(|| json).serialize(to)
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
     },
 };
 use crate::{
-    ids::{PhaseId, StepId},
+    ids::{Actor, PhaseId, StepId},
     plan::PlannedPhase,
     policy::{deadline, timeout},
 };
@@ -62,7 +62,7 @@ pub struct Corrupt {
 
 impl Run {
     /// The state after the first event. Everything else goes through [`Run::apply`].
-    pub fn start(at: Timestamp, started: &RunStarted) -> Self {
+    pub fn start(at: Timestamp, by: &Actor, started: &RunStarted) -> Self {
         let plan = Arc::clone(&started.plan);
         let phases = plan.phases.iter().map(|p| Arc::new(new_phase(at, p))).collect();
         let steps = plan.steps.iter().map(|_| Arc::new(new_step(at))).collect();
@@ -71,6 +71,7 @@ impl Run {
             namespace: started.namespace.clone(),
             plan,
             plan_digest: started.plan_digest.clone(),
+            started_by: by.clone(),
             note: started.note.clone(),
             started_at: at,
             updated_at: at,

@@ -14,6 +14,7 @@ use super::{
     event::RunStarted,
     state::{RunState, StepState},
 };
+use crate::ids::Actor;
 
 /// A scratch copy of a run on which commands are decided one after another, so that all their events go to the journal in
 /// one append. Drop it, and nothing has happened.
@@ -31,8 +32,8 @@ impl Turn {
     }
 
     /// The first turn of a new run: its first event is `RunStarted`.
-    pub fn begin(started: RunStarted, now: Timestamp) -> Result<Self, Rejection> {
-        let run = Run::start(now, &started);
+    pub fn begin(started: RunStarted, by: &Actor, now: Timestamp) -> Result<Self, Rejection> {
+        let run = Run::start(now, by, &started);
         let touched = Touched { run: true, ..Touched::default() };
         let mut turn = Self { run, events: vec![Event::RunStarted(Box::new(started))], touched: touched.clone() };
         turn.follow(touched, now)?;

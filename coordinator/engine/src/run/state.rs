@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    ids::{AgentName, AttemptNumber, Digest, HostLabel, InstanceId, Namespace, RunId, StepId},
+    ids::{Actor, AgentName, AttemptNumber, Digest, HostLabel, InstanceId, Namespace, RunId, StepId},
     plan::Plan,
     run::event::{AttemptEnd, Criterion, GateVerdict, PhaseOutcome, Purpose, QuestionKind, RunOutcome, StatusNote},
 };
@@ -29,6 +29,8 @@ pub struct Run {
     pub plan: Arc<Plan>,
     /// sha256 of the plan's RFC 8785 JSON.
     pub plan_digest: Digest,
+    /// By whom it was started.
+    pub started_by: Actor,
     /// Why it was started, for people.
     pub note: String,
     /// When `RunStarted` was journalled.

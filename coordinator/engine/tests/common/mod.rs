@@ -148,10 +148,10 @@ pub struct World {
 
 impl World {
     pub fn new(plan: Plan) -> Self {
-        let turn = Turn::begin(started(plan), at(0)).unwrap();
+        let turn = Turn::begin(started(plan), &"person/operator".into(), at(0)).unwrap();
         let (decided, events, _) = turn.into_parts();
         let Event::RunStarted(first) = &events[0] else { panic!("the first event of a run starts it") };
-        let mut run = Run::start(at(0), first);
+        let mut run = Run::start(at(0), &"person/operator".into(), first);
         for event in &events[1..] {
             run.apply(at(0), event).unwrap();
         }

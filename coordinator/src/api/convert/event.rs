@@ -128,7 +128,8 @@ fn sentence(event: &Event) -> String {
             format!("the clock of attempt {attempt} of step {step} starts again; it will have ended by {ends_by}")
         }
         Event::AttemptEnded { step, attempt, end, next } => {
-            format!("attempt {attempt} of step {step} {}; the step {}", end_text(end), next_text(next))
+            let end = end_text(end);
+            format!("attempt {attempt} of step {step} {end}; the step {}", next_after(&end, next))
         }
         Event::ReportArrivedStale { step, attempt, agent, .. } => {
             format!("a late report of {agent} on attempt {attempt} of step {step} is kept and changes nothing")
@@ -165,6 +166,21 @@ fn assigned(a: &AttemptAssigned) -> String {
         Purpose::Undo => ", to undo",
     };
     format!("attempt {} of step {} goes to {}{what}", a.attempt, a.step, a.agent)
+}
+
+/// Where the step goes, without the reason if that was just said.
+fn next_after(said: &str, next: &StepNext) -> String {
+    match next {
+        StepNext::Queued { why, .. } if said.contains(why.as_str()) => "waits for an agent".to_owned(),
+        StepNext::Failed { reason } if said.contains(reason.as_str()) => "failed".to_owned(),
+        StepNext::Queued { .. }
+        | StepNext::Asking { .. }
+        | StepNext::Succeeded
+        | StepNext::Failed { .. }
+        | StepNext::Skipped { .. }
+        | StepNext::Cancelled
+        | StepNext::Undone => next_text(next),
+    }
 }
 
 fn next_text(next: &StepNext) -> String {

@@ -37,7 +37,7 @@ pub fn run(run: &Run) -> pb::Run {
         state: state_of(run).into(),
         state_reason: state_reason(run),
         sequence: run.seq,
-        creator: String::new(),
+        creator: run.started_by.to_string(),
         note: run.note.clone(),
         owner: run.plan.owner.clone(),
         inputs: to_struct(&run.plan.inputs),
