@@ -182,6 +182,13 @@ pub struct RunEvent {
     pub by: Actor,
     /// What happened.
     pub event: Arc<Event>,
+}
+
+/// An event with what it has made of the run.
+#[derive(Clone, Debug)]
+pub struct RunChange {
+    /// The event.
+    pub event: RunEvent,
     /// The run after the event's batch.
     pub run: Arc<Run>,
 }
@@ -335,7 +342,7 @@ pub trait Control: Send + Sync + 'static {
         namespace: &Namespace,
         id: &RunId,
         after_seq: u64,
-    ) -> Result<Watch<RunEvent>, ControlError>;
+    ) -> Result<Watch<RunChange>, ControlError>;
     /// Everything of a run that waits.
     async fn explain_run(&self, namespace: &Namespace, id: &RunId) -> Result<Vec<Explanation>, ControlError>;
 

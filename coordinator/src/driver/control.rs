@@ -26,7 +26,7 @@ use super::{
 use crate::{
     control::{
         AgentView, Caller, Control, ControlError, Explanation, MilestoneView, Page, Planned, PlaybookRevision,
-        PlaybookSource, RunEvent, RunFilter, RunSummary, Watch,
+        PlaybookSource, RunChange, RunEvent, RunFilter, RunSummary, Watch,
     },
     registry::records::AgentEvent,
     store::{MilestoneRow, RunRow, StoreError},
@@ -161,14 +161,9 @@ impl Control for Coordinator {
         after_seq: u64,
         limit: usize,
     ) -> Result<Vec<RunEvent>, ControlError> {
-        let run = self.run(namespace, id).await?;
-        let events = history::events(&self.shared.journal, id, after_seq, run.seq);
-        let mut events = std::pin::pin!(events.take(limit.min(PAGE_AT_MOST)));
-        let mut page = Vec::new();
-        while let Some(event) = events.next().await {
-            page.push(event?);
-        }
-        Ok(page)
+        // It has to be there, and in this namespace.
+        self.run(namespace, id).await?;
+        history::page(&self.shared.journal, id, after_seq, limit.min(PAGE_AT_MOST)).await
     }
 
     async fn watch_run(
@@ -176,7 +171,7 @@ impl Control for Coordinator {
         namespace: &Namespace,
         id: &RunId,
         after_seq: u64,
-    ) -> Result<Watch<RunEvent>, ControlError> {
+    ) -> Result<Watch<RunChange>, ControlError> {
         let entry = self.shared.existing(namespace, id).await?;
         let (watcher, live) = watch::channel();
         let (reply, now) = oneshot::channel();
@@ -188,7 +183,7 @@ impl Control for Coordinator {
         if after_seq > run.seq {
             return Err(errors::seq_ahead(after_seq, run.seq));
         }
-        let before = history::events(&self.shared.journal, id, after_seq, run.seq);
+        let before = history::changes(&self.shared.journal, id, after_seq, run.seq);
         Ok(if run.has_ended() { Box::pin(before) } else { Box::pin(before.chain(live)) })
     }
 

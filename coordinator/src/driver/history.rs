@@ -1,4 +1,4 @@
-//! Events of a run as the journal has them, each with the run after it.
+//! Events of a run as the journal has them: a page of them, or a stream of each with the run after it.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -7,20 +7,48 @@ use muster_engine::{ids::RunId, run::Run};
 
 use super::{errors, recovery::follow, run_task::stream_of};
 use crate::{
-    control::{ControlError, RunEvent},
+    control::{ControlError, RunChange, RunEvent},
     journal::{Journal, Record, StreamId},
 };
 
 /// Records read at a time.
 const CHUNK: usize = 500;
 
-/// Events after one sequence number up to another. The run is folded from its first record on, whatever is asked for.
-pub(super) fn events(
+/// Events after a sequence number, at most so many.
+pub(super) async fn page(
+    journal: &Arc<dyn Journal>,
+    id: &RunId,
+    after_seq: u64,
+    limit: usize,
+) -> Result<Vec<RunEvent>, ControlError> {
+    let records = read(journal, &stream_of(id), after_seq, limit).await?;
+    let event_of = |record: Record| {
+        let event = serde_json::from_str(record.event.get())
+            .map_err(|e| errors::quarantined(id, &format!("record {} can't be read: {e}", record.seq)))?;
+        Ok(RunEvent { seq: record.seq, at: record.at, by: record.by, event: Arc::new(event) })
+    };
+    records.into_iter().map(event_of).collect()
+}
+
+async fn read(
+    journal: &Arc<dyn Journal>,
+    stream: &StreamId,
+    after_seq: u64,
+    limit: usize,
+) -> Result<Vec<Record>, ControlError> {
+    let (journal, stream) = (Arc::clone(journal), stream.clone());
+    let read = tokio::task::spawn_blocking(move || journal.read_stream(&stream, after_seq, limit)).await;
+    read.map_err(|_| errors::stopping())?.map_err(|e| errors::read_failed(&e))
+}
+
+/// Events after one sequence number up to another, each with the run after it: which is folded from its first record on,
+/// whatever is asked for.
+pub(super) fn changes(
     journal: &Arc<dyn Journal>,
     id: &RunId,
     after_seq: u64,
     until_seq: u64,
-) -> impl Stream<Item = Result<RunEvent, ControlError>> + Send + use<> {
+) -> impl Stream<Item = Result<RunChange, ControlError>> + Send + use<> {
     let reader = Reader {
         journal: Arc::clone(journal),
         id: id.clone(),
@@ -50,16 +78,16 @@ struct Reader {
 }
 
 impl Reader {
-    async fn next(&mut self) -> Option<Result<RunEvent, ControlError>> {
+    async fn next(&mut self) -> Option<Result<RunChange, ControlError>> {
         loop {
             let seq = self.rebuilt.as_ref().map_or(0, |r| r.seq);
             if self.failed || seq >= self.until_seq {
                 return None;
             }
             let Some(record) = self.records.pop_front() else {
-                match self.read(seq).await {
+                match read(&self.journal, &self.stream, seq, CHUNK).await {
                     Ok(records) if records.is_empty() => return None,
-                    Ok(records) => self.records = records,
+                    Ok(records) => self.records = records.into(),
                     Err(e) => return Some(Err(e)),
                 }
                 continue;
@@ -72,21 +100,10 @@ impl Reader {
         }
     }
 
-    async fn read(&self, after_seq: u64) -> Result<VecDeque<Record>, ControlError> {
-        let (journal, stream) = (Arc::clone(&self.journal), self.stream.clone());
-        let read = tokio::task::spawn_blocking(move || journal.read_stream(&stream, after_seq, CHUNK)).await;
-        Ok(read.map_err(|_| errors::stopping())?.map_err(|e| errors::read_failed(&e))?.into())
-    }
-
-    fn fold(&mut self, record: &Record) -> Result<Option<RunEvent>, String> {
+    fn fold(&mut self, record: &Record) -> Result<Option<RunChange>, String> {
         let event = follow(&mut self.rebuilt, record)?;
         let (true, Some(rebuilt)) = (record.seq > self.after_seq, &self.rebuilt) else { return Ok(None) };
-        Ok(Some(RunEvent {
-            seq: record.seq,
-            at: record.at,
-            by: record.by.clone(),
-            event: Arc::new(event),
-            run: Arc::new(rebuilt.clone()),
-        }))
+        let event = RunEvent { seq: record.seq, at: record.at, by: record.by.clone(), event: Arc::new(event) };
+        Ok(Some(RunChange { event, run: Arc::new(rebuilt.clone()) }))
     }
 }

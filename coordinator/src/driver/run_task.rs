@@ -26,7 +26,7 @@ use super::{
     watch::Watcher,
 };
 use crate::{
-    control::{RunEvent, run_state},
+    control::{RunChange, RunEvent, run_state},
     journal::StreamId,
     registry::placement::Wish,
 };
@@ -427,8 +427,9 @@ impl RunTask {
 
     pub(super) fn tell_watchers(&mut self, events: Vec<(u64, Timestamp, Actor, Event)>) {
         for (seq, at, by, event) in events {
-            let event = RunEvent { seq, at, by, event: Arc::new(event), run: Arc::clone(&self.run) };
-            self.watchers.retain(|watcher| watcher.send(event.clone()));
+            let event = RunEvent { seq, at, by, event: Arc::new(event) };
+            let change = RunChange { event, run: Arc::clone(&self.run) };
+            self.watchers.retain(|watcher| watcher.send(change.clone()));
         }
         if self.run.has_ended() {
             self.watchers.clear();

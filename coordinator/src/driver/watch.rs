@@ -10,20 +10,20 @@ use futures_util::Stream;
 use tokio::sync::mpsc;
 
 use super::errors::error;
-use crate::control::{ControlError, ControlErrorKind, RunEvent};
+use crate::control::{ControlError, ControlErrorKind, RunChange};
 
 /// How many events wait for a watcher at most.
 const BACKLOG: usize = 1_024;
 
 /// The run's end of a watch.
 pub(super) struct Watcher {
-    events: mpsc::Sender<RunEvent>,
+    events: mpsc::Sender<RunChange>,
     last_word: Arc<OnceLock<ControlError>>,
 }
 
 /// The reader's end of a watch: events, and at most one error, the last item.
 pub(super) struct Watched {
-    events: mpsc::Receiver<RunEvent>,
+    events: mpsc::Receiver<RunChange>,
     last_word: Option<Arc<OnceLock<ControlError>>>,
 }
 
@@ -39,8 +39,8 @@ pub(super) fn channel() -> (Watcher, Watched) {
 
 impl Watcher {
     /// Hand over an event; false: the watch is over.
-    pub(super) fn send(&self, event: RunEvent) -> bool {
-        match self.events.try_send(event) {
+    pub(super) fn send(&self, change: RunChange) -> bool {
+        match self.events.try_send(change) {
             Ok(()) => true,
             Err(mpsc::error::TrySendError::Full(_)) => {
                 let _ = self.last_word.set(too_slow());
@@ -57,7 +57,7 @@ impl Watcher {
 }
 
 impl Stream for Watched {
-    type Item = Result<RunEvent, ControlError>;
+    type Item = Result<RunChange, ControlError>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.events.poll_recv(context).map(|event| match event {

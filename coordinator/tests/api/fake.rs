@@ -14,7 +14,7 @@ use futures_util::{StreamExt as _, stream};
 use jiff::{SignedDuration, Timestamp};
 use muster_coordinator::control::{
     AgentView, Caller, Control, ControlError, ControlErrorKind as Kind, Explanation, MilestoneView, Page, Planned,
-    PlaybookRevision, PlaybookSource, RunEvent, RunFilter, RunSummary, Watch, run_state,
+    PlaybookRevision, PlaybookSource, RunChange, RunEvent, RunFilter, RunSummary, Watch, run_state,
 };
 use muster_engine::{
     ids::{Actor, AgentName, Digest, InstanceId, Namespace, RunId, StepId},
@@ -53,7 +53,7 @@ struct State {
 
 struct Held {
     run: Arc<Run>,
-    events: Vec<RunEvent>,
+    events: Vec<RunChange>,
     by: Actor,
 }
 
@@ -172,7 +172,8 @@ impl Held {
         let first = self.events.len() as u64 + 1;
         for (seq, event) in (first..).zip(events) {
             let run = Arc::clone(&self.run);
-            self.events.push(RunEvent { seq, at: now, by: by.clone(), event: Arc::new(event), run });
+            let event = RunEvent { seq, at: now, by: by.clone(), event: Arc::new(event) };
+            self.events.push(RunChange { event, run });
         }
         Arc::clone(&self.run)
     }
@@ -427,7 +428,8 @@ impl Control for Fake {
     ) -> Result<Vec<RunEvent>, ControlError> {
         self.run(namespace, id).await?;
         let state = self.state.lock().unwrap();
-        Ok(state.runs[id].events.iter().filter(|e| e.seq > after_seq).take(limit.min(1_000)).cloned().collect())
+        let events = state.runs[id].events.iter().map(|change| &change.event);
+        Ok(events.filter(|e| e.seq > after_seq).take(limit.min(1_000)).cloned().collect())
     }
 
     async fn watch_run(
@@ -435,7 +437,7 @@ impl Control for Fake {
         namespace: &Namespace,
         id: &RunId,
         after_seq: u64,
-    ) -> Result<Watch<RunEvent>, ControlError> {
+    ) -> Result<Watch<RunChange>, ControlError> {
         self.run(namespace, id).await?;
         let (forgotten, flood) = {
             let state = self.state.lock().unwrap();
@@ -453,8 +455,8 @@ impl Control for Fake {
             .boxed());
         }
         let events = |s: &State, id: &RunId| s.runs[id].events.clone();
-        Ok(follow(self, id.clone(), usize::try_from(after_seq).unwrap(), events, |e: &RunEvent| {
-            matches!(*e.event, Event::RunEnded { .. })
+        Ok(follow(self, id.clone(), usize::try_from(after_seq).unwrap(), events, |e: &RunChange| {
+            matches!(*e.event.event, Event::RunEnded { .. })
         }))
     }
 

@@ -40,9 +40,9 @@ async fn what_was_done_is_in_lists_and_in_its_events() {
     house.ended(&run.id).await;
     let watched: Vec<_> = watch.map(Result::unwrap).collect().await;
     let all = house.up.run_events(&ns(), &run.id, 0, 100).await.unwrap();
-    assert_eq!(watched.first().unwrap().seq, 3);
+    assert_eq!(watched.first().unwrap().event.seq, 3);
     assert_eq!(watched.len() + 2, all.len());
-    assert!(matches!(&*watched.last().unwrap().event, Event::RunEnded { outcome: RunOutcome::Succeeded, .. }));
+    assert!(matches!(&*watched.last().unwrap().event.event, Event::RunEnded { outcome: RunOutcome::Succeeded, .. }));
     assert_eq!(all[0].by.as_str(), "person/operator");
     assert!(all.iter().any(|e| e.by.as_str() == "agent/infra-1"));
     for (seq, event) in (1..).zip(&all) {

@@ -14,7 +14,7 @@ use crate::{
         run::{ended_by_text, not_started, phase, run, state_of, step},
         value::{to_struct, to_time},
     },
-    control::RunEvent,
+    control::{RunChange, RunEvent},
 };
 
 /// An event as it is journalled.
@@ -39,19 +39,19 @@ pub fn event(event: &RunEvent) -> pb::RunEvent {
 }
 
 /// An event with what it changed.
-pub fn watched(seen: &RunEvent, include_run: bool) -> pb::WatchRunResponse {
-    let about = About::of(&seen.event);
+pub fn watched(seen: &RunChange, include_run: bool) -> pb::WatchRunResponse {
+    let about = About::of(&seen.event.event);
     let step_index = about.step.and_then(|id| seen.run.plan.step_index(id));
     let phase_index = about
         .phase
         .and_then(|id| seen.run.plan.phase_index(id))
         .or_else(|| step_index.and_then(|i| seen.run.plan.steps.get(i)).map(|s| s.phase));
     pb::WatchRunResponse {
-        event: Some(event(seen)),
+        event: Some(event(&seen.event)),
         state: state_of(&seen.run).into(),
         step: step_index.and_then(|i| step(&seen.run, i)),
         phase: phase_index.and_then(|i| phase(&seen.run, i)),
-        run: (include_run && seen.seq == seen.run.seq).then(|| run(&seen.run)),
+        run: (include_run && seen.event.seq == seen.run.seq).then(|| run(&seen.run)),
     }
 }
 
