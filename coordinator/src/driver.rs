@@ -45,7 +45,7 @@ use muster_engine::{
     ids::{Actor, AgentName, Namespace, RunId},
     run::Run,
 };
-use tokio::sync::broadcast;
+use tokio::sync::{Semaphore, broadcast};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
@@ -58,7 +58,7 @@ use self::{
     projector::Projector,
     requests::Request,
     run_task::RunTask,
-    runs::{Logs, Runs, Statuses},
+    runs::{Runs, Statuses},
     timers::Timers,
 };
 use crate::{
@@ -78,6 +78,9 @@ const CHECK_WITHIN: Duration = Duration::from_secs(2);
 /// How often a stop tells everything that is under way, and how long it waits each time.
 const STOP_TRIES: u32 = 40;
 const STOP_TRY: Duration = Duration::from_millis(500);
+
+/// Registrations, and reports to runs that are not in memory, that are worked on at once.
+const SLOW_INTAKE: usize = 256;
 
 /// Who does what nobody asked for.
 const OURS: &str = "muster";
@@ -283,11 +286,12 @@ pub(crate) struct Shared {
     timers: Timers,
     runs: Runs,
     statuses: Statuses,
-    logs: Logs,
     projector: Projector,
     planning: Planning,
     milestones: broadcast::Sender<(Namespace, MilestoneView)>,
     figures: Figures,
+    /// What has to be looked up or journalled for an agent's message, at once; the rest is asked to come again.
+    slow_intake: Arc<Semaphore>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -312,11 +316,11 @@ impl Shared {
             registry: Registry::new(leases),
             timers: Timers::default(),
             runs: Runs::default(),
-            logs: Logs::default(),
             projector: Projector::new(),
             planning: Planning::default(),
             milestones: broadcast::Sender::new(MILESTONE_BACKLOG),
             figures: Figures::new(),
+            slow_intake: Arc::new(Semaphore::new(SLOW_INTAKE)),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         }

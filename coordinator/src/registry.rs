@@ -3,6 +3,7 @@
 //! What has to survive a restart is journalled ([`records`]); leases, holds and placement are memory, and are filled again
 //! by the registrations that follow a restart. Nothing here does I/O: callers journal first and tell afterwards.
 
+mod limits;
 pub(crate) mod placement;
 pub(crate) mod records;
 
@@ -129,10 +130,12 @@ impl Registry {
 
     /// Whether a process may register, and what has to be journalled first.
     pub(crate) fn consider(&self, namespace: &Namespace, register: &Register) -> Admission {
-        if let Err(why) = check(register) {
+        let state = self.lock();
+        let key = (namespace.clone(), AgentName::from(register.agent.as_str()));
+        let others = state.agents.len() - usize::from(state.agents.contains_key(&key));
+        if let Err(why) = limits::check(register, others) {
             return Admission::Refused(why);
         }
-        let state = self.lock();
         let profile = Profile::of(register);
         let twin = state.agents.iter().find(|(key, agent)| {
             agent.record.profile.instance == profile.instance
@@ -142,7 +145,7 @@ impl Registry {
             let why = format!("instance {} is one of agent {name}: make a new id at each start", profile.instance);
             return Admission::Refused(why);
         }
-        let Some(agent) = state.agents.get(&(namespace.clone(), register.agent.as_str().into())) else {
+        let Some(agent) = state.agents.get(&key) else {
             return Admission::Welcome { journal: Some((0, profile)) };
         };
         let current = &agent.record.profile;
@@ -376,23 +379,6 @@ impl Registry {
 fn proves_dead(register: &Register, old: &Profile) -> bool {
     let host = register.host.as_ref().unwrap_or(&register.agent);
     register.durable && *host == old.host && register.dead.iter().any(|d| d == old.instance.as_str())
-}
-
-fn check(register: &Register) -> Result<(), String> {
-    use muster_bus::{message::PROTOCOL, subject::is_token};
-    if register.protocol != PROTOCOL {
-        return Err(format!("this coordinator speaks protocol {PROTOCOL}, not {}", register.protocol));
-    }
-    if !is_token(&register.instance) {
-        return Err("the instance must be 1 to 63 of a-z, 0-9, _ and -".into());
-    }
-    if !is_token(&register.role) {
-        return Err("the role must be 1 to 63 of a-z, 0-9, _ and -".into());
-    }
-    if register.slots == 0 {
-        return Err("an agent needs at least one slot".into());
-    }
-    Ok(())
 }
 
 fn orders_of(orders: &HashMap<InstanceId, BTreeSet<AttemptKey>>, instance: &InstanceId) -> Vec<Order> {

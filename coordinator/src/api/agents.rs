@@ -4,6 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use muster_engine::ids::AgentName;
 use muster_proto::v1::{self as pb, agent_service_server::AgentService};
+use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -15,6 +16,9 @@ use crate::{
     },
     control::{AgentView, Control},
 };
+
+/// A page ends here, whatever size was asked for: what agents say of themselves may be long.
+const PAGE_BYTES: usize = 1024 * 1024;
 
 /// The service.
 #[derive(Clone)]
@@ -39,10 +43,19 @@ impl AgentService for Agents {
         let namespace = names::namespace("parent", &request.parent)?;
         let size = names::page(request.page_size, &request.page_token)?;
         let page = self.control.list_agents(&namespace, size, &request.page_token).await.map_err(from_control)?;
-        Ok(Response::new(pb::ListAgentsResponse {
-            agents: page.items.into_iter().map(agent).collect(),
-            next_page_token: page.next_page_token,
-        }))
+        let mut response = pb::ListAgentsResponse { agents: Vec::new(), next_page_token: page.next_page_token };
+        let mut bytes = 0;
+        for shown in page.items.into_iter().map(agent) {
+            bytes += shown.encoded_len();
+            if bytes > PAGE_BYTES
+                && let Some(last) = response.agents.last()
+            {
+                response.next_page_token.clone_from(&last.agent_id);
+                break;
+            }
+            response.agents.push(shown);
+        }
+        Ok(Response::new(response))
     }
 
     async fn get_agent(&self, request: Request<pb::GetAgentRequest>) -> Result<Response<pb::Agent>, Status> {

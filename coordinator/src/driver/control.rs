@@ -246,15 +246,20 @@ impl Control for Coordinator {
         let Some((seq, instance, draining)) = shared.registry.drain_at(namespace, name) else {
             return Err(errors::agent_not_found(name));
         };
+        let at = shared.clock.now();
+        let request = Request::new(namespace, caller, || format!("drain_agent {namespace} {name}"));
+        if shared.was_done(&request)? {
+            return self.agent(namespace, name).await;
+        }
         if !draining {
             let event = AgentEvent::AgentDrained { instance };
-            let at = shared.clock.now();
             let appended = shared.append_agent(namespace, name, seq, &event, caller.actor.clone(), at).await;
             let noting = appended.map_err(|e| errors::append_failed(&e))?;
             shared.registry.drain(namespace, name, seq + 1);
             shared.projector.agent_changed(namespace, name);
             drop(noting);
         }
+        shared.take_id(&request, at).await?;
         self.agent(namespace, name).await
     }
 }

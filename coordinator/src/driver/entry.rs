@@ -35,7 +35,7 @@ pub(super) enum Message {
     /// By the registry.
     Lost { instance: InstanceId },
     /// By the registry: the instance answers, and these are the attempts of this run it holds or has a report of.
-    Found { instance: InstanceId, holds: Vec<(StepId, u32)> },
+    Found { agent: AgentName, instance: InstanceId, holds: Vec<(StepId, u32)> },
     /// By the registry: an instance is proven dead.
     Buried(Box<Burial>),
     /// Time has jumped.

@@ -1,14 +1,19 @@
 //! What agents send, from the bus to the runs and the registry.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use muster_bus::{
     Bus, BusError, Delivery, Subscription,
-    message::{
-        AttemptKey, Beat, BeatReply, LogLine, Register, RegisterReply, Report, ReportReply, Status, StatusReply,
-    },
+    bus::MAX_PAYLOAD,
+    message::{AttemptKey, Beat, BeatReply, Register, RegisterReply, Report, ReportReply, Status, StatusReply},
     subject::{AgentSubject, Subjects, sender},
 };
 use muster_engine::{
@@ -38,7 +43,6 @@ pub(super) struct Intake {
     report: Subscription,
     beat: Subscription,
     status: Subscription,
-    log: Subscription,
 }
 
 impl Intake {
@@ -49,7 +53,6 @@ impl Intake {
             report: bus.subscribe(Subjects::all(AgentSubject::Report)).await?,
             beat: bus.subscribe(Subjects::all(AgentSubject::Beat)).await?,
             status: bus.subscribe(Subjects::all(AgentSubject::Status)).await?,
-            log: bus.subscribe(Subjects::all(AgentSubject::Log)).await?,
         })
     }
 
@@ -58,10 +61,14 @@ impl Intake {
         each(shared, self.report, Shared::take_report);
         each(shared, self.beat, Shared::take_beat);
         each(shared, self.status, |shared, d| shared.take_status(d));
-        each(shared, self.log, |shared, d| shared.take_log(&d));
         each(shared, self.register, |shared, d| {
+            // Who finds no room is not answered, and registers again.
+            let Ok(permit) = Arc::clone(&shared.slow_intake).try_acquire_owned() else { return };
             let registering = Arc::clone(shared);
-            shared.tasks.spawn(async move { registering.take_register(d).await });
+            shared.tasks.spawn(async move {
+                registering.take_register(d).await;
+                drop(permit);
+            });
         });
     }
 }
@@ -85,12 +92,28 @@ fn each(shared: &Arc<Shared>, mut from: Subscription, take: impl Fn(&Arc<Shared>
 /// Who sent it and what it says; a message that can't be read, or that names another sender, is not answered.
 fn read<T: DeserializeOwned>(delivery: &Delivery) -> Option<(Namespace, AgentName, T)> {
     let (namespace, agent) = sender(&delivery.subject)?;
+    let size = delivery.payload.len();
+    if size > MAX_PAYLOAD {
+        unreadable(&delivery.subject, &format!("{size} bytes are over the limit of {MAX_PAYLOAD}"));
+        return None;
+    }
     match serde_json::from_slice(&delivery.payload) {
         Ok(message) => Some((namespace.into(), agent.into(), message)),
         Err(e) => {
-            warn!(subject = delivery.subject, "a message that can't be read: {e}");
+            unreadable(&delivery.subject, &e.to_string());
             None
         }
+    }
+}
+
+/// Who sends much that can't be read must not fill the log with it: the first is told, then the second, the fourth, …
+fn unreadable(subject: &str, why: &str) {
+    static SO_FAR: AtomicU64 = AtomicU64::new(0);
+    let so_far = SO_FAR.fetch_add(1, Ordering::Relaxed) + 1;
+    if so_far.is_power_of_two() {
+        // The words of a parser may quote what it was given.
+        let why: String = why.chars().take(200).collect();
+        warn!(subject, so_far, "a message that can't be read: {why:?}");
     }
 }
 
@@ -106,9 +129,14 @@ impl Shared {
             if let Err(full) = entry.offer(message) {
                 refuse_report(full.into_inner());
             }
-        } else {
+        } else if let Ok(permit) = Arc::clone(&self.slow_intake).try_acquire_owned() {
             let loading = Arc::clone(self);
-            self.tasks.spawn(async move { loading.report_to_absent(namespace, id, message).await });
+            self.tasks.spawn(async move {
+                loading.report_to_absent(namespace, id, message).await;
+                drop(permit);
+            });
+        } else {
+            refuse_report(message);
         }
     }
 
@@ -140,7 +168,7 @@ impl Shared {
                     let mut held = by_run(&holds);
                     for entry in found {
                         let holds = held.remove(&entry.id).unwrap_or_default();
-                        self.tell(entry, Message::Found { instance: instance.clone(), holds });
+                        self.tell(entry, Message::Found { agent: agent.clone(), instance: instance.clone(), holds });
                     }
                 }
                 self.answer_beat(delivery, false, orders);
@@ -168,17 +196,15 @@ impl Shared {
         let entry = self.runs.get(&RunId::from(status.key.run.as_str()));
         let Some(entry) = entry.filter(|run| run.namespace == namespace) else { return };
         let (step, attempt) = (StepId::from(status.key.step.as_str()), status.key.attempt);
-        if !self.statuses.is_due(&entry, &step, attempt, now) {
+        let fence = Fence { step, attempt, agent, instance: status.instance.as_str().into() };
+        // Before anything is noted of it: nobody silences another's statuses by sending his own.
+        if !entry.run().is_some_and(|run| run.is_live(&fence))
+            || !self.statuses.is_due(&entry, &fence.step, attempt, now)
+        {
             return;
         }
-        let fence = Fence { step, attempt, agent, instance: status.instance.as_str().into() };
         // A status that finds no room is lost; the next one says more.
         let _ = entry.offer(Message::Status { fence, status: Box::new(convert::status(status, now)) });
-    }
-
-    fn take_log(&self, delivery: &Delivery) {
-        let Some((_, _, line)) = read::<LogLine>(delivery) else { return };
-        self.logs.keep(line);
     }
 
     async fn take_register(self: Arc<Self>, mut delivery: Delivery) {
@@ -250,6 +276,7 @@ impl Shared {
 
     /// What a registration says about attempts, to the runs they belong to.
     async fn tell_runs(self: &Arc<Self>, namespace: &Namespace, register: &Register, admitted: Admitted) {
+        let agent = AgentName::from(register.agent.as_str());
         let instance = InstanceId::from(register.instance.as_str());
         let spooled = by_run(&register.spooled);
         let host = register.host.as_ref().unwrap_or(&register.agent).as_str();
@@ -273,11 +300,13 @@ impl Shared {
         }
         for entry in admitted.at_instance {
             let holds = held.remove(&entry.id).unwrap_or_default();
-            self.tell(entry, Message::Found { instance: instance.clone(), holds });
+            self.tell(entry, Message::Found { agent: agent.clone(), instance: instance.clone(), holds });
         }
         for (run, holds) in held {
             match self.load(namespace, &run).await {
-                Ok(Some(entry)) => self.tell(entry, Message::Found { instance: instance.clone(), holds }),
+                Ok(Some(entry)) => {
+                    self.tell(entry, Message::Found { agent: agent.clone(), instance: instance.clone(), holds });
+                }
                 Ok(None) => {
                     warn!(agent = register.agent, run_id = %run, "the agent holds attempts of a run that is not here");
                 }

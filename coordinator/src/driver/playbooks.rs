@@ -13,7 +13,7 @@ use muster_engine::{
 };
 use serde_json::{Value, value::to_raw_value};
 
-use super::{Shared, errors, recovery::PlaybookEvent};
+use super::{Shared, errors, recovery::PlaybookEvent, requests::Request};
 use crate::{
     control::{Caller, ControlError, Page, Planned, PlaybookRevision, PlaybookSource},
     journal::{AppendError, NewRecord, StreamAppend, StreamId},
@@ -74,8 +74,17 @@ impl Shared {
             submitted_by: caller.actor.clone(),
             warnings: Value::Null,
         };
+        let request =
+            Request::new(namespace, caller, || format!("submit_playbook {namespace} {name} {}", row.revision));
+        if !validate_only && self.was_done(&request)? {
+            let known = self.known(namespace, &name, Some(&row.revision)).await?;
+            return Ok(revision_of(known.as_deref().unwrap_or(&row), warnings));
+        }
         if let Some(known) = self.known(namespace, &name, Some(&row.revision)).await? {
             let is_newest = self.known(namespace, &name, None).await?.is_some_and(|n| n.revision == known.revision);
+            if is_newest && !validate_only {
+                self.take_id(&request, at).await?;
+            }
             if is_newest || validate_only {
                 return Ok(revision_of(&known, warnings));
             }
@@ -84,7 +93,9 @@ impl Shared {
             return Ok(revision_of(&row, warnings));
         }
         let noting = self.projector.begin();
-        self.append_playbook(&row).await?;
+        if !self.append_playbook(&row, &request).await? {
+            return Ok(revision_of(&row, warnings));
+        }
         let row = Arc::new(row);
         self.projector.submitted((*row).clone());
         cached(&self.planning.newest, (namespace.clone(), name), Arc::clone(&row));
@@ -92,7 +103,8 @@ impl Shared {
         Ok(revision_of(&row, warnings))
     }
 
-    async fn append_playbook(&self, row: &PlaybookRow) -> Result<(), ControlError> {
+    /// False: the same request was appended meanwhile.
+    async fn append_playbook(&self, row: &PlaybookRow, request: &Request) -> Result<bool, ControlError> {
         let event = PlaybookEvent::PlaybookSubmitted {
             revision: row.revision.clone(),
             owner: row.owner.clone(),
@@ -104,8 +116,12 @@ impl Shared {
         loop {
             let record = NewRecord { at: row.submitted_at, by: row.submitted_by.clone(), event: event.clone() };
             let append = StreamAppend { stream: stream.clone(), expected_seq, records: vec![record] };
-            match self.append(vec![append]).await {
-                Ok(_) => return Ok(()),
+            let with_id = [append].into_iter().chain(request.append(row.submitted_at, None)).collect();
+            match self.append(with_id).await {
+                Ok(_) => return Ok(true),
+                Err(AppendError::Conflict { stream, .. }) if request.is_stream(&stream) => {
+                    return self.was_done(request).map(|_| false);
+                }
                 Err(AppendError::Conflict { actual, .. }) => expected_seq = actual,
                 Err(e) => return Err(errors::append_failed(&e)),
             }
@@ -198,23 +214,24 @@ impl Shared {
         Ok(row)
     }
 
-    /// The shipped actions, and over them what agents of the namespace offer, in the newest version each.
+    /// The shipped actions as they are shipped, whatever an agent says of them, and what agents of the namespace offer
+    /// besides, in the newest version each.
     fn catalogue(&self, namespace: &Namespace) -> (u64, Arc<Catalogue>) {
         let generation = self.registry.generation();
         let known = self.planning.catalogues.lock().unwrap_or_else(PoisonError::into_inner).get(namespace).cloned();
         if let Some(known) = known.filter(|(of, _)| *of == generation) {
             return known;
         }
-        let mut offered = Catalogue::new();
+        let mut catalogue = Catalogue::new();
         for offer in self.registry.offers(namespace) {
-            let newer =
-                offered.get(offer.name.as_str()).is_none_or(|known| version(&known.version) < version(&offer.version));
+            let newer = catalogue
+                .get(offer.name.as_str())
+                .is_none_or(|known| version(&known.version) < version(&offer.version));
             if newer {
-                offered.insert(offer.name.as_str().into(), entry_of(&offer));
+                catalogue.insert(offer.name.as_str().into(), entry_of(&offer));
             }
         }
-        let mut catalogue: Catalogue = self.shipped.iter().map(|s| (s.name.as_str().into(), entry_of(s))).collect();
-        catalogue.append(&mut offered);
+        catalogue.extend(self.shipped.iter().map(|s| (s.name.as_str().into(), entry_of(s))));
         let known = (generation, Arc::new(catalogue));
         cached(&self.planning.catalogues, namespace.clone(), known.clone());
         known

@@ -22,9 +22,12 @@ use super::{
 /// How long a burial waits for the spooled reports of the buried before it is looked at again.
 const SPOOL_WAIT: Duration = Duration::from_secs(5);
 
+/// So many stale reports are journalled of one step while its run stays in memory; all are answered.
+const STALE_KEPT: u32 = 10;
+
 impl RunTask {
     /// An agent's report: recorded once, repeated without another record, stale and conflicting ones told so.
-    pub(super) fn report(&self, turn: &mut Turn, agent: AgentName, report: Report, to: Option<ReplyTo>) {
+    pub(super) fn report(&mut self, turn: &mut Turn, agent: AgentName, report: Report, to: Option<ReplyTo>) {
         let by = Shared::actor_of(&agent);
         let instance = report.instance;
         let fence = Fence {
@@ -48,6 +51,12 @@ impl RunTask {
                 (turn.run().verdict(&fence, Reported::Finished(&outcome)), Command::Finish { fence, outcome })
             }
         };
+        if verdict == Verdict::Stale && !self.is_evidence(turn, &command) {
+            if let Some(to) = to {
+                turn.answers.push(Pending::Report(to, reply(&ReportReply::Stale)));
+            }
+            return;
+        }
         let taken = turn.decide(&command, &by);
         let answer = match (verdict, taken) {
             (Verdict::New | Verdict::Repeated, Ok(())) => recorded(&self.shared, &instance),
@@ -66,8 +75,25 @@ impl RunTask {
         }
     }
 
-    /// The instance answers, and says what it holds. An attempt that was never assigned means that our records are not whole.
-    pub(super) fn found(&self, turn: &mut Turn, instance: InstanceId, holds: Vec<(StepId, u32)>) {
+    /// Whether a stale report is kept: from an agent that was given the step, and not without end.
+    fn is_evidence(&mut self, turn: &Turn, command: &Command) -> bool {
+        let (Command::Finish { fence, .. } | Command::Prepare { fence, .. }) = command else { return false };
+        let Some(i) = turn.run().step_index(&fence.step) else { return false };
+        let kept = self.stale_kept.entry(i).or_default();
+        let is_kept = *kept < STALE_KEPT && turn.run().steps[i].attempts.iter().any(|a| a.agent == fence.agent);
+        *kept += u32::from(is_kept);
+        is_kept
+    }
+
+    /// The instance answers, and says what it holds. An attempt that was never assigned means that our records are not whole;
+    /// but only an agent that was given something of this run is believed about that.
+    pub(super) fn found(&self, turn: &mut Turn, agent: AgentName, instance: InstanceId, mut holds: Vec<(StepId, u32)>) {
+        if !turn.run().steps.iter().any(|step| step.attempts.iter().any(|a| a.agent == agent)) {
+            if !holds.is_empty() {
+                warn!(run_id = %self.entry.id, %agent, "the agent says that it holds attempts of a run that was never given to it");
+            }
+            holds.clear();
+        }
         let unknown = holds.iter().find(|(step, attempt)| {
             let run = turn.run();
             run.step_index(step).is_none_or(|i| !run.may_have_assigned(i, *attempt))
@@ -78,7 +104,7 @@ impl RunTask {
             turn.broken = Some(why);
             return;
         }
-        turn.again.push(Message::Found { instance: instance.clone(), holds: holds.clone() });
+        turn.again.push(Message::Found { agent, instance: instance.clone(), holds: holds.clone() });
         self.ours(turn, &Command::FindInstance { instance, holds }, &self.shared.ours);
     }
 

@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::to_raw_value;
 use sha2::{Digest as _, Sha256};
 
+use super::{Shared, errors};
 use crate::{
     control::{Caller, ControlError, ControlErrorKind},
-    journal::{Journal, NewRecord, ReadError, StreamAppend, StreamId},
+    journal::{AppendError, Journal, NewRecord, ReadError, StreamAppend, StreamId},
 };
 
 /// Who asks for something, under which id, and a hash of what is asked.
@@ -30,16 +31,17 @@ enum KeyEvent {
         principal: Actor,
         /// Of what was asked.
         body: Digest,
-        /// What came of it.
-        run: RunId,
+        /// What came of it, if it was about a run.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        run: Option<RunId>,
     },
 }
 
 /// What is known of a request id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Taken {
-    /// The same request was done; this is the run it was about.
-    Same(RunId),
+    /// The same request was done; this is the run it was about, if it was about one.
+    Same(Option<RunId>),
     /// Another one was.
     Other,
 }
@@ -59,9 +61,9 @@ impl Request {
     }
 
     /// What is to be appended together with what comes of it.
-    pub(super) fn append(&self, at: Timestamp, run: &RunId) -> Option<StreamAppend> {
+    pub(super) fn append(&self, at: Timestamp, run: Option<&RunId>) -> Option<StreamAppend> {
         let (stream, body) = self.id.as_ref()?;
-        let event = KeyEvent::RequestTaken { principal: self.actor.clone(), body: body.clone(), run: run.clone() };
+        let event = KeyEvent::RequestTaken { principal: self.actor.clone(), body: body.clone(), run: run.cloned() };
         let event = to_raw_value(&event).ok()?;
         let record = NewRecord { at, by: self.actor.clone(), event };
         Some(StreamAppend { stream: stream.clone(), expected_seq: 0, records: vec![record] })
@@ -88,14 +90,39 @@ impl Taken {
     /// The run of the same request; an error when the id was used for another one.
     pub(super) fn run(self) -> Result<RunId, ControlError> {
         match self {
-            Self::Same(run) => Ok(run),
-            Self::Other => Err(ControlError {
-                kind: ControlErrorKind::AlreadyExists,
-                code: "REQUEST_ID_REUSED",
-                message: "the request id was used before, for another request".to_owned(),
-                hint: "use a new UUID for each request, and the same one only to repeat a request".to_owned(),
-                findings: Vec::new(),
-            }),
+            Self::Same(Some(run)) => Ok(run),
+            Self::Same(None) | Self::Other => Err(reused()),
+        }
+    }
+}
+
+fn reused() -> ControlError {
+    ControlError {
+        kind: ControlErrorKind::AlreadyExists,
+        code: "REQUEST_ID_REUSED",
+        message: "the request id was used before, for another request".to_owned(),
+        hint: "use a new UUID for each request, and the same one only to repeat a request".to_owned(),
+        findings: Vec::new(),
+    }
+}
+
+impl Shared {
+    /// Whether a request was done before, whatever came of it; an error when its id was used for another one.
+    pub(super) fn was_done(&self, request: &Request) -> Result<bool, ControlError> {
+        match request.taken(&self.journal).map_err(|e| errors::read_failed(&e))? {
+            None => Ok(false),
+            Some(Taken::Same(_)) => Ok(true),
+            Some(Taken::Other) => Err(reused()),
+        }
+    }
+
+    /// Take the id of a request that changes nothing.
+    pub(super) async fn take_id(&self, request: &Request, at: Timestamp) -> Result<(), ControlError> {
+        let Some(append) = request.append(at, None) else { return Ok(()) };
+        match self.append(vec![append]).await {
+            Ok(_) => Ok(()),
+            Err(AppendError::Conflict { .. }) => self.was_done(request).map(drop),
+            Err(e) => Err(errors::append_failed(&e)),
         }
     }
 }

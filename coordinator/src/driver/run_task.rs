@@ -4,7 +4,7 @@
 //! When the append fails its outcome is not known: the scratch is dropped, nothing is done, and the run goes on from what
 //! the journal says once that can be read again.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use muster_bus::message::AttemptKey;
@@ -53,6 +53,8 @@ pub(super) struct RunTask {
     /// Steps that have a seat, or wait for one.
     pub(super) seats: Vec<(usize, Sits)>,
     errands: Vec<(usize, u32, AbortHandle)>,
+    /// Stale reports that were journalled, by step.
+    pub(super) stale_kept: HashMap<usize, u32>,
     pub(super) watchers: Vec<Watcher>,
     pub(super) cancels: Vec<(usize, InstanceId, AttemptKey)>,
     wake_registered: Option<Timestamp>,
@@ -94,6 +96,7 @@ impl RunTask {
             run,
             seats: Vec::new(),
             errands: Vec::new(),
+            stale_kept: HashMap::new(),
             watchers: Vec::new(),
             cancels: Vec::new(),
             wake_registered: None,
@@ -197,7 +200,7 @@ impl RunTask {
                 turn.again.push(Message::Lost { instance: instance.clone() });
                 self.ours(turn, &Command::LoseInstance { instance }, &self.shared.ours);
             }
-            Message::Found { instance, holds } => self.found(turn, instance, holds),
+            Message::Found { agent, instance, holds } => self.found(turn, agent, instance, holds),
             Message::Buried(burial) => self.buried(turn, burial),
             Message::RestartClocks => {
                 turn.again.push(Message::RestartClocks);
@@ -234,7 +237,7 @@ impl RunTask {
         match turn.decide(command, &request.actor) {
             Ok(()) => {
                 let run = turn.run().id.clone();
-                let append = request.append(turn.now, &run);
+                let append = request.append(turn.now, Some(&run));
                 let twice = append.as_ref().is_some_and(|a| turn.requests.iter().any(|r| r.stream == a.stream));
                 if !twice {
                     turn.requests.extend(append);

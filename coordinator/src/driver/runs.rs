@@ -9,17 +9,12 @@ use std::{
 };
 
 use jiff::Timestamp;
-use muster_bus::message::LogLine;
 use muster_engine::ids::{RunId, StepId};
 
 use super::{clock::after_ms, entry::RunEntry};
 
 /// So many ended runs stay in memory for late reports and questions; the rest is read from the journal.
 const ENDED_KEPT: usize = 256;
-
-/// Lines of log kept per run, and runs of which lines are kept.
-const LINES_KEPT: usize = 200;
-const LOGS_KEPT: usize = 512;
 
 /// The runs in memory, by id.
 #[derive(Default)]
@@ -101,37 +96,5 @@ impl Statuses {
                 true
             }
         }
-    }
-}
-
-/// The last lines of log of the runs that spoke last.
-#[derive(Default)]
-pub(super) struct Logs {
-    kept: Mutex<Kept>,
-}
-
-#[derive(Default)]
-struct Kept {
-    lines: HashMap<String, VecDeque<LogLine>>,
-    order: VecDeque<String>,
-}
-
-impl Logs {
-    pub(super) fn keep(&self, line: LogLine) {
-        let mut guard = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = &mut *guard;
-        if !kept.lines.contains_key(&line.key.run) {
-            kept.order.push_back(line.key.run.clone());
-            if kept.order.len() > LOGS_KEPT
-                && let Some(oldest) = kept.order.pop_front()
-            {
-                kept.lines.remove(&oldest);
-            }
-        }
-        let lines = kept.lines.entry(line.key.run.clone()).or_default();
-        if lines.len() == LINES_KEPT {
-            lines.pop_front();
-        }
-        lines.push_back(line);
     }
 }

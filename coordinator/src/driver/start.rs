@@ -37,7 +37,7 @@ impl RunTask {
         };
         let run = Arc::new(turn.run().clone());
         let mut task = Self::new(&shared, &entry, inbox, run);
-        turn.requests.extend(request.append(turn.now, &entry.id));
+        turn.requests.extend(request.append(turn.now, Some(&entry.id)));
         task.place(&mut turn, true);
         let mut answer = Some(answer);
         let noting = shared.projector.begin();

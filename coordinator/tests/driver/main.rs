@@ -9,3 +9,4 @@ mod loss;
 mod people;
 mod reports;
 mod run;
+mod strangers;

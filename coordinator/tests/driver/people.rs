@@ -152,3 +152,27 @@ async fn a_paused_run_gives_its_place_away_and_takes_one_again() {
     assert_eq!(answer, ReportReply::Recorded { orders: vec![] });
     assert_eq!(outcome_of(&*house.ended(&run.id).await), RunOutcome::Succeeded);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_id_of_a_request_serves_one_request_of_any_kind() {
+    let house = House::open().await;
+    let _agent = house.agent("infra-1").await;
+    let id = |n: u32| Caller { request_id: Some(format!("6a9f4c1e-0000-4000-8000-{n:012}")), ..operator() };
+    let (one, other) = (chain(1), chain(2));
+    let first = house.up.submit_playbook(&ns(), &one, false, &id(1)).await.unwrap();
+    let newer = house.up.submit_playbook(&ns(), &other, false, &id(2)).await.unwrap();
+    let again = house.up.submit_playbook(&ns(), &one, false, &id(1)).await.unwrap();
+    assert_eq!(again.revision, first.revision);
+    let newest = house.up.playbook(&ns(), &newer.name, None).await.unwrap();
+    assert_eq!(newest.revision, newer.revision, "a repeated request does nothing again");
+    let reused = house.up.submit_playbook(&ns(), &other, false, &id(1)).await.unwrap_err();
+    assert_eq!(reused.code, "REQUEST_ID_REUSED");
+    let reused = house.up.drain_agent(&ns(), &"infra-1".into(), &id(1)).await.unwrap_err();
+    assert_eq!(reused.code, "REQUEST_ID_REUSED");
+    for _ in 0..2 {
+        assert_eq!(house.up.drain_agent(&ns(), &"infra-1".into(), &id(3)).await.unwrap().state, "DRAINING");
+    }
+    let source = PlaybookSource::Inline(one);
+    let reused = house.up.start_run(&ns(), &source, json!({}), "", None, false, &id(3)).await.unwrap_err();
+    assert_eq!(reused.code, "REQUEST_ID_REUSED");
+}

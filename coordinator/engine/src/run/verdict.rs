@@ -33,6 +33,13 @@ pub enum Verdict {
 }
 
 impl Run {
+    /// Whether the fence names an attempt that is unconfirmed.
+    pub fn is_live(&self, fence: &Fence) -> bool {
+        self.step_index(&fence.step).and_then(|i| self.steps[i].live_attempt()).is_some_and(|(number, attempt)| {
+            number == fence.attempt && attempt.agent == fence.agent && attempt.instance == fence.instance
+        })
+    }
+
     /// What a report under this fence is worth. A report of `prepared` is stale as soon as its attempt has ended, even if the
     /// same one is recorded: who hears `recorded` goes on to change something.
     pub fn verdict(&self, fence: &Fence, report: Report<'_>) -> Verdict {

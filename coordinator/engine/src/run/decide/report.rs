@@ -67,11 +67,9 @@ pub(super) fn deny(run: &Run, fence: &Fence, why: &NotStarted, now: Timestamp) -
 }
 
 fn live(run: &Run, fence: &Fence) -> Result<(usize, crate::run::event::Purpose), Rejection> {
-    let unknown = || unknown(run, fence);
-    let i = run.step_index(&fence.step).ok_or_else(unknown)?;
-    let (number, attempt) = run.steps[i].live_attempt().ok_or_else(unknown)?;
-    let same = number == fence.attempt && attempt.agent == fence.agent && attempt.instance == fence.instance;
-    if same { Ok((i, attempt.purpose)) } else { Err(unknown()) }
+    let i = run.step_index(&fence.step).filter(|_| run.is_live(fence));
+    let found = i.and_then(|i| Some((i, run.steps[i].live_attempt()?.1.purpose)));
+    found.ok_or_else(|| unknown(run, fence))
 }
 
 fn stale(fence: &Fence, report: Value) -> Event {

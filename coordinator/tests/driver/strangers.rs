@@ -1,0 +1,66 @@
+//! An agent that says more than it may know: nobody else's work is changed by it, and nothing grows without end.
+
+use muster_bus::message::{AttemptKey, Report, ReportReply, TaskReply};
+use muster_coordinator::control::{Control as _, PlaybookSource};
+use muster_engine::{
+    ids::RunId,
+    run::{Event, state::StepState},
+};
+use serde_json::json;
+
+use super::harness::*;
+
+async fn stale_reports(house: &House, run: &RunId) -> usize {
+    let events = house.up.run_events(&ns(), run, 0, 1_000).await.unwrap();
+    events.iter().filter(|e| matches!(&*e.event, Event::ReportArrivedStale { .. })).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn its_offer_of_a_shipped_action_changes_no_plan() {
+    let house = House::open().await;
+    let plan = async || {
+        let source = PlaybookSource::Inline(chain(1));
+        house.up.plan(&ns(), &source, json!({})).await.unwrap().plan.steps[0].action.clone()
+    };
+    let before = plan().await;
+    Agent::start(house.bus.clone(), "evil", "i9", |r| {
+        r.role = "evil".into();
+        let mut other = offer("test.work");
+        other.version = "99.0.0".into();
+        other.read_only = !other.read_only;
+        r.actions = vec![other];
+    })
+    .await;
+    assert_eq!(plan().await, before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_it_says_it_holds_of_a_run_that_is_not_its_own_is_not_believed() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let run = house.start(&chain(2)).await;
+    let key = AttemptKey { run: run.id.as_str().into(), step: "s1".into(), attempt: 99 };
+    Agent::start(house.bus.clone(), "evil", "i9", |r| r.holds = vec![key]).await.fall_silent();
+    agent.succeed(2).await;
+    assert_eq!(house.ended(&run.id).await.steps[1].state, StepState::Succeeded);
+}
+
+#[tokio::test(start_paused = true)]
+async fn stale_reports_are_answered_and_not_all_kept() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let run = house.start(&chain(1)).await;
+    let task = agent.next(TaskReply::Accepted).await;
+    let evil = Agent::start(house.bus.clone(), "evil", "i9", |r| r.role = "evil".into()).await;
+    let report =
+        Report { cluster: CLUSTER.into(), instance: "i9".into(), key: task.key.clone(), report: succeeded(json!({})) };
+    for _ in 0..50 {
+        let answer: ReportReply = evil.ask(&subjects().report(7, "evil"), &report).await;
+        assert_eq!(answer, ReportReply::Stale);
+    }
+    assert_eq!(stale_reports(&house, &run.id).await, 0, "it was never given the step");
+    for _ in 0..50 {
+        assert_eq!(agent.report_as("i0", &task, succeeded(json!({}))).await, ReportReply::Stale);
+    }
+    assert_eq!(stale_reports(&house, &run.id).await, 10);
+}
