@@ -1,11 +1,12 @@
 //! Every command in the README and the documents is run here, as it stands there, against a system of its own.
 //!
-//! A block that begins with ```` ```sh ```` is run; all blocks of one document are one bash script with `set -e`. Only three
-//! things are other than they read: ports are free ones, the binary is the one under test, and nothing is built for it.
+//! A block that begins with ```` ```sh ```` is run; all blocks of one document are one bash script with `set -e`. Only four
+//! things are other than they read: ports are free ones, the binary is the one under test, nothing is built or installed for it,
+//! and a placeholder stands for the run that was started.
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use muster_integration_tests::{
     process::{Process, binary, checkout, tail, wait_for},
     system::free_address,
@@ -74,6 +75,7 @@ fn run(document: &str, blocks: &[String]) -> Result<String> {
             .env("PATH", path)
             .env("HOME", dir.path())
             .env("MUSTER_SERVER", format!("http://{api}"))
+            .env("MUSTER_LISTEN", &api)
             .env("NATS_PORT", nats_port.unwrap_or("0"))
             .env("NO_COLOR", "1"),
     )?;
@@ -93,6 +95,40 @@ fn the_walk_of_the_readme() -> Result<()> {
     for expected in ["muster.v1.RunService", "STATE_REACHED", "STATE_SUCCEEDED"] {
         ensure!(output.contains(expected), "the walk does not show {expected}:\n{output}");
     }
+    Ok(())
+}
+
+/// The journal of the README's walk, read as the page says once the coordinator has stopped.
+#[test]
+fn the_journal_is_read_as_its_page_says() -> Result<()> {
+    let stop = "kill %2\nwait %2\nexport MUSTER_DATA_DIR=\"$PWD/muster-data\"\ncd muster-data\n".to_owned();
+    let reading = commands("docs/journal.md")?;
+    let reading = reading.iter().map(|block| {
+        let block =
+            block.replace("run/0199…'", "run/'\"${run##*/}\"''").replace("run/0199…\"", "run/'\"${run##*/}\"'\"");
+        block.replace("run/0199…", "\"run/${run##*/}\"")
+    });
+    let blocks: Vec<_> = commands("README.md")?.into_iter().chain([stop]).chain(reading).collect();
+    let output = run("docs/journal.md", &blocks)?;
+    let hash = output.lines().find_map(|line| line.strip_suffix("  -")).context("sha256sum printed a hash")?;
+    let prev = format!("\"prev\":\"{}\"", &hash[..32]);
+    ensure!(output.contains(&prev), "no record carries {prev}:\n{}", tail(&output));
+    ensure!(output.contains("\"run_started\"]"), "the first export shows types of events:\n{}", tail(&output));
+    Ok(())
+}
+
+/// The page for whoever writes an agent: its system, its playbook, its run.
+#[test]
+fn the_page_for_agents_can_be_followed() -> Result<()> {
+    let page = fs::read_to_string(checkout().join("docs/agents.md"))?;
+    let playbook = page.split("```yaml\n").filter_map(|rest| rest.split("```").next());
+    let playbook = playbook.filter(|block| block.contains("kind: Playbook")).last().context("a playbook is shown")?;
+    let [system, run_it] =
+        <[String; 2]>::try_from(commands("docs/agents.md")?).map_err(|b| anyhow!("{} blocks", b.len()))?;
+    let between = format!("cat >greeting.yaml <<'YAML'\n{playbook}YAML\n");
+    let run_it = run_it.replace(" RUN ", " \"$(muster run list -o json | jq -r '.runs[0].runId')\" ");
+    let output = run("docs/agents.md", &[system.replace("apt-get install nats-server\n", ""), between, run_it])?;
+    ensure!(output.contains("State:    succeeded"), "the run is watched to its end:\n{}", tail(&output));
     Ok(())
 }
 
