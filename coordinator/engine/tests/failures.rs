@@ -159,7 +159,34 @@ fn a_failure_that_is_passed_by_skips_everything_behind_it_and_the_run_fails_at_i
     let events = world.finish("b", ok(json!({})));
     assert!(events.contains(&Event::PhaseEnded { phase: "first".into(), outcome: PhaseOutcome::Failed }));
     assert_eq!(world.ended(), Some(RunOutcome::Failed));
-    assert_eq!(world.milestone(0), MilestoneState::Pending, "a phase with a failed step does not reach its milestone");
+    assert_eq!(world.milestone(0), MilestoneState::Missed, "a phase with a failed step does not reach its milestone");
+}
+
+#[test]
+fn a_run_that_fails_or_is_cancelled_misses_what_it_has_not_reached() {
+    let two_phases = || {
+        let mut b = step("b", &[]);
+        b.phase = 1;
+        let mut c = step("c", &[]);
+        c.phase = 2;
+        let phases = vec![phase("first"), phase("second"), phase("third")];
+        let mut world = World::new(plan(phases, vec![step("a", &[]), b, c]));
+        world.go_to(1).succeed("a");
+        world.go_to(1_300).tick();
+        assert_eq!([1, 2].map(|p| world.milestone(p)), [MilestoneState::AtRisk; 2]);
+        world.go_to(1_400);
+        world
+    };
+    let states = |world: &World| [0, 1, 2].map(|p| world.milestone(p));
+    let missed = [MilestoneState::Reached, MilestoneState::Missed, MilestoneState::Missed];
+    let mut cancelled = two_phases();
+    cancelled.command(&Command::Cancel { reason: "enough".to_owned(), force: false });
+    assert_eq!((cancelled.ended(), states(&cancelled)), (Some(RunOutcome::Cancelled), missed));
+    assert_eq!(cancelled.run.phases[2].milestone.as_ref().unwrap().since, at(1_400));
+    let mut failed_at_b = two_phases();
+    failed_at_b.assign("b");
+    failed_at_b.finish("b", failed(FailureKind::Permanent));
+    assert_eq!((failed_at_b.ended(), states(&failed_at_b)), (Some(RunOutcome::Failed), missed));
 }
 
 #[test]

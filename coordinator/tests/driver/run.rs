@@ -6,12 +6,12 @@ use futures_util::StreamExt;
 use muster_bus::message::TaskReply;
 use muster_coordinator::control::{Control, RunFilter};
 use muster_engine::run::{
-    Event,
+    Command, Event,
     event::RunOutcome,
     state::{MilestoneState, RunState},
 };
 
-use crate::harness::{House, chain, ns, playbook, succeeded};
+use crate::harness::{House, chain, ns, operator, playbook, succeeded};
 
 #[tokio::test(start_paused = true)]
 async fn a_run_goes_from_start_to_its_milestone_in_eleven_appends() {
@@ -60,6 +60,20 @@ async fn what_was_done_is_in_lists_and_in_its_events() {
         last = Some(change.unwrap().state);
     }
     assert_eq!(last, Some(MilestoneState::Reached));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_run_tells_and_lists_its_milestone_as_missed() {
+    let house = House::open().await;
+    let run = house.start(&chain(1)).await;
+    let mut changes = house.up.watch_milestones(&ns(), Some(&run.id)).await.unwrap();
+    let cancel = Command::Cancel { reason: "enough".into(), force: false };
+    house.up.command_run(&ns(), &run.id, cancel, &operator()).await.unwrap();
+    let ended = house.ended(&run.id).await;
+    let told = changes.next().await.unwrap().unwrap();
+    assert_eq!((told.state, told.since), (MilestoneState::Missed, ended.updated_at));
+    let listed = house.up.list_milestones(&ns(), Some(&run.id), 10, "").await.unwrap();
+    assert_eq!(listed.items[0].state, MilestoneState::Missed);
 }
 
 #[tokio::test(start_paused = true)]

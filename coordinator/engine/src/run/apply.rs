@@ -259,10 +259,8 @@ impl Run {
         let fits = match next {
             MilestoneState::Pending => false,
             MilestoneState::AtRisk => was == MilestoneState::Pending,
-            MilestoneState::Missed => matches!(was, MilestoneState::Pending | MilestoneState::AtRisk),
-            MilestoneState::Reached | MilestoneState::ReachedLate => {
-                matches!(was, MilestoneState::Pending | MilestoneState::AtRisk | MilestoneState::Missed)
-            }
+            MilestoneState::Missed => was.is_open(),
+            MilestoneState::Reached | MilestoneState::ReachedLate => was.is_open() || was == MilestoneState::Missed,
         };
         refuse(!fits, "the milestone can't go there from where it is")?;
         if let Some(milestone) = &mut Arc::make_mut(&mut self.phases[p]).milestone {
@@ -363,6 +361,21 @@ impl Run {
         self.close_open_steps(at, touched);
         if outcome != RunOutcome::Succeeded {
             self.failure.get_or_insert_with(|| reason.to_owned());
+            self.miss_open_milestones(at, touched);
+        }
+    }
+
+    /// Nothing can reach them any more. One of a run that succeeded stays: its phase was skipped, and nobody missed it.
+    fn miss_open_milestones(&mut self, at: Timestamp, touched: &mut Touched) {
+        for (p, phase) in self.phases.iter_mut().enumerate() {
+            if !phase.milestone.as_ref().is_some_and(|m| m.state.is_open()) {
+                continue;
+            }
+            if let Some(milestone) = &mut Arc::make_mut(phase).milestone {
+                milestone.state = MilestoneState::Missed;
+                milestone.since = at;
+            }
+            touched.phases.push(p);
         }
     }
 

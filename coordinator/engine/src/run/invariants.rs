@@ -3,7 +3,7 @@
 
 use super::{
     Run, WaitingSubject,
-    event::{AttemptEnd, Purpose},
+    event::{AttemptEnd, Purpose, RunOutcome},
     state::{PhaseState, RunState, StepState},
 };
 
@@ -127,7 +127,7 @@ impl Run {
     /// Law 6: nothing runs for ever.
     fn check_run(&self) -> Result<(), Violation> {
         if self.has_ended() {
-            return Ok(());
+            return self.check_end();
         }
         let walking_back = self.rollback.as_ref();
         if let Some(rollback) = walking_back {
@@ -161,6 +161,14 @@ impl Run {
         }
         if steps.into_iter().any(|w| w.on_whom.is_empty() || (w.next_at.is_none() && self.pause.is_none())) {
             return Err(self.broken("has a step that waits without an owner or a next action"));
+        }
+        Ok(())
+    }
+
+    fn check_end(&self) -> Result<(), Violation> {
+        let succeeded = matches!(self.state, RunState::Ended { outcome: RunOutcome::Succeeded, .. });
+        if !succeeded && self.phases.iter().filter_map(|p| p.milestone.as_ref()).any(|m| m.state.is_open()) {
+            return Err(self.broken("has a milestone that nothing will reach"));
         }
         Ok(())
     }

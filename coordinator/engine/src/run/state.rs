@@ -184,12 +184,22 @@ pub enum MilestoneState {
     Pending,
     /// 70 % of the time is gone.
     AtRisk,
-    /// The deadline has passed.
+    /// The deadline has passed, or the run has ended without it.
     Missed,
     /// It was reached in time.
     Reached,
     /// It was reached after its deadline.
     ReachedLate,
+}
+
+impl MilestoneState {
+    /// Whether it can still be reached in time.
+    pub fn is_open(self) -> bool {
+        match self {
+            Self::Pending | Self::AtRisk => true,
+            Self::Missed | Self::Reached | Self::ReachedLate => false,
+        }
+    }
 }
 
 /// A step of a run.
