@@ -128,6 +128,9 @@ fn explain_names_everything_that_a_run_waits_for() {
     );
     let next: Vec<Option<Timestamp>> = world.run.explain(world.now).iter().map(|w| w.next_at).collect();
     assert_eq!(next, [Some(at(900)), Some(at(640)), Some(at(900)), Some(at(1260))]);
+    world.command(&Command::Pause { reason: "a look first".to_owned() });
+    let paused = &world.run.explain(world.now)[0];
+    assert_eq!((paused.waits_for.as_str(), paused.on_whom.as_str()), ("the run is paused: a look first", "devops"));
     world.command(&Command::Cancel { reason: "x".to_owned(), force: true });
     assert_eq!(world.run.explain(world.now), []);
 }

@@ -272,6 +272,9 @@ fn an_inconclusive_gate_pauses_with_a_question_and_is_judged_again_at_resume() {
     let waiting = world.run.explain(world.now);
     assert_eq!(waiting[0].subject, WaitingSubject::Gate("only".into()));
     assert_eq!(waiting[0].next_at, Some(at(900)));
+    assert_eq!(waiting[1].subject, WaitingSubject::Milestone("only".into()));
+    assert_eq!(waiting[1].waits_for, "the gate of phase only: its steps have ended");
+    assert_eq!(waiting[1].on_whom, "devops");
     let events = world.command(&Command::Resume { reason: "look again".to_owned() });
     assert_eq!(events.iter().filter(|e| matches!(e, Event::GateJudged { .. })).count(), 1);
     assert!(world.run.pause.is_some());

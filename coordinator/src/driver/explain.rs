@@ -17,9 +17,9 @@ impl Shared {
                 waits_for: format!("its records to be whole: {why}"),
                 on_whom: "whoever operates this coordinator".to_owned(),
                 since: run.updated_at,
-                next_action: "nothing is done for the run".to_owned(),
+                next_action: "the run is left as it is until then".to_owned(),
                 next_at: None,
-                hint: "muster journal verify".to_owned(),
+                hint: "stop the coordinator, then muster journal verify names what is wrong".to_owned(),
             }];
         }
         let mut reasons = Vec::new();

@@ -217,6 +217,7 @@ async fn an_agent_that_holds_what_the_journal_lacks_quarantines_that_run_alone()
     assert_eq!(refused.unwrap_err().code, "RUN_QUARANTINED");
     let explained = house.up.explain_run(&ns(), &run.id).await.unwrap();
     assert!(explained[0].waits_for.contains("attempt 9 of step s0"), "{explained:?}");
+    assert!(explained[0].hint.starts_with("stop the coordinator, then"), "{explained:?}");
     let filter = RunFilter { states: vec!["QUARANTINED".into()], playbook: None };
     let listed = house.up.list_runs(&ns(), &filter, 10, "").await.unwrap();
     assert_eq!(listed.items.iter().map(|r| &r.id).collect::<Vec<_>>(), [&run.id]);

@@ -79,9 +79,10 @@ impl Run {
                 && p.gate.as_ref().is_some_and(|g| g.verdict == GateVerdict::Inconclusive)
                 && pause.question.is_some()
         });
+        let by_itself = pause.question.is_some();
         Some(Waiting {
             subject: gate.map_or(WaitingSubject::Run, |p| WaitingSubject::Gate(self.plan.phases[p].id.clone())),
-            waits_for: pause.reason.clone(),
+            waits_for: if by_itself { pause.reason.clone() } else { format!("the run is paused: {}", pause.reason) },
             on_whom: self.plan.owner.clone(),
             since: pause.since,
             next_action: "the owner is reminded".to_owned(),
@@ -211,15 +212,27 @@ impl Run {
             MilestoneState::Missed => ("nothing more: it is missed already", None),
             MilestoneState::Reached | MilestoneState::ReachedLate => return None,
         };
-        let id = &self.plan.phases[p].id;
+        let planned = &self.plan.phases[p];
+        let id = &planned.id;
+        let (waits_for, on_whom, hint) = match phase.open_steps {
+            // The end of the last step ends its phase in the same moment, unless the run is paused.
+            0 => {
+                let gate = if planned.gate.is_some() { "the gate" } else { "the end" };
+                (
+                    format!("{gate} of phase {id}: its steps have ended"),
+                    self.plan.owner.clone(),
+                    "resume the run, or cancel it",
+                )
+            }
+            open => {
+                let waits_for = format!("{open} of {} steps of phase {id} to end", planned.steps.len());
+                (waits_for, "the steps of its phase".to_owned(), "see what its steps wait for")
+            }
+        };
         Some(Waiting {
             subject: WaitingSubject::Milestone(id.clone()),
-            waits_for: format!(
-                "{} of {} steps of phase {id} to end",
-                phase.open_steps,
-                self.plan.phases[p].steps.len()
-            ),
-            on_whom: "the steps of its phase".to_owned(),
+            waits_for,
+            on_whom,
             since: phase.since,
             next_action: if next_at.is_none() && milestone.due_at.is_none() {
                 "nothing: it has no deadline".to_owned()
@@ -227,7 +240,7 @@ impl Run {
                 next_action.to_owned()
             },
             next_at,
-            hint: "see what its steps wait for".to_owned(),
+            hint: hint.to_owned(),
         })
     }
 }
