@@ -131,7 +131,7 @@ pub(crate) enum AgentCommand {
         #[arg(value_name = "AGENT")]
         agent: String,
     },
-    /// Give an agent nothing new; what it holds, it finishes.
+    /// Give an agent nothing new: it finishes what it holds, then its process ends.
     Drain {
         /// The agent's name.
         #[arg(value_name = "AGENT")]
