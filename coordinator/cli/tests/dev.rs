@@ -101,7 +101,7 @@ fn every_exit_code() {
         code(&["dev", "missing.yaml"]),
         code(&["dev", "--listen", "0.0.0.0:0"]),
         code(&["dev", "asks.yaml"]),
-        code(&["dev", "stuck.yaml", "--timeout", "2s"]),
+        code(&["dev", "stuck.yaml", "--timeout", "8s"]),
     ];
     assert_eq!(codes, [1, 1, 2, 2, 3, 4]);
     session.check("exit_codes");

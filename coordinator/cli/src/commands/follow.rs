@@ -1,10 +1,13 @@
 //! Following a run to its end, over restarts of the coordinator and lost connections.
 
-use std::time::{Duration, Instant};
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
 
 use muster_proto::v1;
 use tokio::time::timeout;
-use tonic::{Code, Status};
+use tonic::{Code, Status, Streaming};
 
 use super::{
     App,
@@ -24,6 +27,9 @@ use display::Display;
 /// How long a coordinator may be away before following it is given up.
 const PATIENCE: Duration = Duration::from_secs(60);
 const BETWEEN_TRIES: Duration = Duration::from_millis(500);
+/// How long nothing happens before it is said what the run waits for, and before that is looked at again.
+const QUIET: Duration = Duration::from_secs(5);
+const STILL_QUIET: Duration = Duration::from_secs(30);
 /// The longest wait the API takes at once.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
@@ -87,7 +93,7 @@ async fn watch_once(
 ) -> Result<(), Status> {
     let request = v1::WatchRunRequest { name: name.to_owned(), after_sequence: *after, include_run: true };
     let mut stream = client.runs().watch_run(request).await?.into_inner();
-    while let Some(seen) = stream.message().await? {
+    while let Some(seen) = said_or_waits(client, &mut stream, run, display).await? {
         patience.restore();
         if let Some(event) = &seen.event {
             *after = event.sequence;
@@ -104,6 +110,27 @@ async fn watch_once(
         }
     }
     if is_over(run.state(), until) { Ok(()) } else { Err(Status::unavailable("the stream has ended before the run")) }
+}
+
+/// What comes next; while nothing does, what the run waits for is shown.
+async fn said_or_waits(
+    client: &Client,
+    stream: &mut Streaming<v1::WatchRunResponse>,
+    run: &v1::Run,
+    display: &mut Display,
+) -> Result<Option<v1::WatchRunResponse>, Status> {
+    let mut next = pin!(stream.message());
+    let mut quiet = QUIET;
+    loop {
+        if let Ok(seen) = timeout(quiet, next.as_mut()).await {
+            return seen;
+        }
+        // Not to know it is no reason to end: the stream says when the coordinator is lost.
+        if let Ok(answer) = explanation(client, &run.name).await {
+            display.waits(run, &answer.waiting);
+        }
+        quiet = STILL_QUIET;
+    }
 }
 
 async fn wait_to_end(app: &App, client: &Client, name: &str, until: UntilArgs) -> Result<v1::Run> {

@@ -19,6 +19,8 @@ const WIDEST: usize = 110;
 pub(super) struct Display {
     printer: Printer,
     live: Option<Live>,
+    /// What was said last of what it waits for.
+    waits: Option<String>,
 }
 
 struct Live {
@@ -30,7 +32,8 @@ struct Live {
 impl Display {
     /// Of a run, as it is.
     pub(super) fn new(printer: &Printer, run: &v1::Run) -> Self {
-        let display = Self { live: printer.live().map(|bars| Live::new(bars, run)), printer: printer.clone() };
+        let display =
+            Self { live: printer.live().map(|bars| Live::new(bars, run)), printer: printer.clone(), waits: None };
         display.run(run);
         display
     }
@@ -59,6 +62,21 @@ impl Display {
     pub(super) fn run(&self, run: &v1::Run) {
         if let Some(live) = &self.live {
             live.show(&self.printer, run);
+        }
+    }
+
+    /// Nothing has happened for a while: the first thing that waits and is not at work, unless it was the last one said.
+    pub(super) fn waits(&mut self, run: &v1::Run, waiting: &[v1::Waiting]) {
+        let goes_on = |w: &v1::Waiting| {
+            let step = w.subject.strip_prefix("step ");
+            w.subject.starts_with("milestone ")
+                || run.steps.iter().any(|s| s.state() == v1::step::State::Active && step == Some(s.id.as_str()))
+        };
+        let Some(first) = waiting.iter().find(|w| !goes_on(w)) else { return };
+        let line = one_line(&format!("waiting: {}: {}", first.subject, first.waits_for));
+        if self.waits.as_ref() != Some(&line) {
+            self.printer.note(&self.printer.tone(&line, Tone::Warn));
+            self.waits = Some(line);
         }
     }
 
