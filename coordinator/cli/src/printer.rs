@@ -15,9 +15,11 @@ use crate::{
 
 mod json;
 mod view;
+mod visible;
 
 pub(crate) use json::{Described, compact, to_message};
 pub(crate) use view::{Block, Table, View, one_line, span, time};
+use visible::visible;
 
 /// Prints, in the format that was asked for.
 #[derive(Clone, Debug)]
@@ -58,7 +60,7 @@ impl Printer {
     /// One message, or one page: a table for people, or one document.
     pub(crate) fn data<M: Described>(&self, message: &M, view: impl FnOnce(&M) -> View) -> Result<()> {
         match self.format {
-            Format::Table => self.stdout(&view(message).to_string()),
+            Format::Table => self.stdout(&visible(&view(message).to_string())),
             Format::Json => self.stdout(&pretty(&message.described()?)?),
             Format::Yaml => self.stdout(&yaml(&message.described()?)?),
         }
@@ -67,7 +69,7 @@ impl Printer {
     /// One message of a stream: a line for people, one JSON object on one line, or one YAML document.
     pub(crate) fn item<M: Described>(&self, message: &M, line: impl FnOnce(&M) -> String) -> Result<()> {
         match self.format {
-            Format::Table => self.stdout(&format!("{}\n", line(message))),
+            Format::Table => self.stdout(&visible(&format!("{}\n", line(message)))),
             Format::Json => self.stdout(&line_of(&message.described()?)?),
             Format::Yaml => self.stdout(&format!("---\n{}", yaml(&message.described()?)?)),
         }
@@ -76,7 +78,7 @@ impl Printer {
     /// Data that is no message of the API.
     pub(crate) fn value(&self, value: &Value, view: impl FnOnce() -> View) -> Result<()> {
         match self.format {
-            Format::Table => self.stdout(&view().to_string()),
+            Format::Table => self.stdout(&visible(&view().to_string())),
             Format::Json => self.stdout(&pretty(value)?),
             Format::Yaml => self.stdout(&yaml(value)?),
         }
@@ -94,10 +96,16 @@ impl Printer {
 
     /// A line of progress, above the bars if there are any.
     pub(crate) fn note(&self, line: &str) {
+        self.say(&[(line, Tone::Plain)]);
+    }
+
+    /// The same with words in colour.
+    pub(crate) fn say(&self, words: &[(&str, Tone)]) {
+        let line = self.painted(words);
         if let Some(live) = &self.live {
-            live.suspend(|| stderr(line));
+            live.suspend(|| stderr(&line));
         } else {
-            stderr(line);
+            stderr(&line);
         }
     }
 
@@ -111,17 +119,21 @@ impl Printer {
     /// Why the command was not done.
     pub(crate) fn error(&self, error: &CliError) {
         self.findings(&error.findings);
-        self.note(&format!("{} {} {}", self.tone("error:", Tone::Bad), error.reason, one_line(&error.message)));
+        self.say(&[("error:", Tone::Bad), (&format!(" {} {}", error.reason, one_line(&error.message)), Tone::Plain)]);
         if let Some(place) = &error.place {
-            self.note(&format!("  {} {place}", self.tone("at:", Tone::Faint)));
+            self.say(&[("  at:", Tone::Faint), (&format!(" {place}"), Tone::Plain)]);
         }
         for hint in error.hint.iter().flat_map(|hint| hint.lines()) {
-            self.note(&format!("  {} {hint}", self.tone("hint:", Tone::Faint)));
+            self.say(&[("  hint:", Tone::Faint), (&format!(" {hint}"), Tone::Plain)]);
         }
     }
 
-    /// A word in its colour, for stderr.
-    pub(crate) fn tone(&self, word: &str, tone: Tone) -> String {
+    /// Words in their colours, for stderr. The only escape sequences are those of the colours.
+    pub(crate) fn painted(&self, words: &[(&str, Tone)]) -> String {
+        words.iter().map(|(word, tone)| self.tone(&visible(word), *tone)).collect()
+    }
+
+    fn tone(&self, word: &str, tone: Tone) -> String {
         let code = match tone {
             Tone::Plain => return word.to_owned(),
             Tone::Good => "32",

@@ -51,11 +51,7 @@ impl Display {
             "milestone_missed" => Tone::Bad,
             _ => Tone::Plain,
         };
-        self.printer.note(&format!(
-            "{} {}",
-            self.printer.tone(clock, Tone::Faint),
-            self.printer.tone(&one_line(&event.summary), tone)
-        ));
+        self.printer.say(&[(clock, Tone::Faint), (" ", Tone::Plain), (&one_line(&event.summary), tone)]);
     }
 
     /// The run is like this.
@@ -109,12 +105,16 @@ impl Live {
     }
 
     fn show(&self, printer: &Printer, run: &v1::Run) {
-        let state = printer.tone(&words::run_state(run.state()), words::run_tone(run.state()));
-        self.head.set_message(format!("{} {state}", run.run_id));
+        let state = words::run_state(run.state());
+        self.head.set_message(printer.painted(&[
+            (&run.run_id, Tone::Plain),
+            (" ", Tone::Plain),
+            (&state, words::run_tone(run.state())),
+        ]));
         let width = run.phases.iter().map(|phase| phase.id.chars().count()).max().unwrap_or(0);
         for (bar, phase) in self.phases.iter().zip(&run.phases) {
             let (done, all) = view::progress(run, phase);
-            bar.set_prefix(format!("{:width$}", phase.id));
+            bar.set_prefix(printer.painted(&[(&format!("{:width$}", phase.id), Tone::Plain)]));
             bar.set_length(u64::try_from(all).unwrap_or(u64::MAX));
             bar.set_position(u64::try_from(done).unwrap_or(u64::MAX));
             bar.set_message(milestone(printer, phase));
@@ -125,11 +125,16 @@ impl Live {
 
 fn milestone(printer: &Printer, phase: &v1::Phase) -> String {
     let Some(milestone) = &phase.milestone else { return words::phase_state(phase.state()) };
-    let state = printer.tone(&words::milestone_state(milestone.state()), words::milestone_tone(milestone.state()));
-    match time(milestone.due_time.as_ref()) {
-        due if due.is_empty() => format!("{}: {state}", milestone.display_name),
-        due => format!("{}: {state}, due {due}", milestone.display_name),
-    }
+    let due = match time(milestone.due_time.as_ref()) {
+        due if due.is_empty() => due,
+        due => format!(", due {due}"),
+    };
+    printer.painted(&[
+        (&milestone.display_name, Tone::Plain),
+        (": ", Tone::Plain),
+        (&words::milestone_state(milestone.state()), words::milestone_tone(milestone.state())),
+        (&due, Tone::Plain),
+    ])
 }
 
 /// The steps that a person can do something about, or that are at work.
@@ -148,10 +153,13 @@ fn steps(printer: &Printer, run: &v1::Run) -> String {
 }
 
 fn line(printer: &Printer, step: &v1::Step) -> String {
-    let state = printer.tone(&view::step_state(step), words::step_tone(step.state()));
     let attempt = step.attempts.last().map(|a| format!(" attempt {} on {}", a.number, a.agent)).unwrap_or_default();
     let percent = step.attempts.last().and_then(|a| a.percent).map(|p| format!(" {p}%")).unwrap_or_default();
     let why: String = one_line(&view::why(step)).chars().take(WIDEST).collect();
     let colon = if why.is_empty() { "" } else { ": " };
-    format!("    {} {state}{attempt}{percent}{colon}{why}", step.id)
+    printer.painted(&[
+        (&format!("    {} ", step.id), Tone::Plain),
+        (&view::step_state(step), words::step_tone(step.state())),
+        (&format!("{attempt}{percent}{colon}{why}"), Tone::Plain),
+    ])
 }
