@@ -3,12 +3,12 @@
 //! Every key of the grammar is here. What is not built is refused by lint as `NOT_SUPPORTED_YET`, never ignored; an unknown
 //! key is an error. Values that need more than a type (durations, expressions, ids) are texts here and are checked by lint.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, marker::PhantomData};
 
 use schemars::JsonSchema;
 use serde::{
     Deserialize, Deserializer,
-    de::{MapAccess, Visitor, value::MapAccessDeserializer},
+    de::{IgnoredAny, MapAccess, Visitor, value::MapAccessDeserializer},
 };
 use serde_json::{Map, Value};
 
@@ -53,9 +53,9 @@ pub struct Spec {
     #[serde(default)]
     pub secrets: Vec<String>,
     /// Not supported yet: what steps have where they say nothing.
-    pub defaults: Option<Map<String, Value>>,
+    pub defaults: Option<NotYet<Map<String, Value>>>,
     /// Not supported yet: how many runs may go on at once.
-    pub concurrency: Option<Concurrency>,
+    pub concurrency: Option<NotYet<Concurrency>>,
     /// What a cancellation does with what was done.
     pub on_cancel: Option<OnCancel>,
     /// Named CEL expressions, evaluated at the end of the run.
@@ -104,13 +104,13 @@ pub struct Phase {
     /// CEL; false skips the phase whole.
     pub when: Option<String>,
     /// Not supported yet: what the phase's steps have where they say nothing.
-    pub defaults: Option<Map<String, Value>>,
+    pub defaults: Option<NotYet<Map<String, Value>>>,
     /// At least one.
     pub steps: Vec<Step>,
     /// Judged when all steps are done.
     pub gate: Option<Gate>,
     /// Not supported yet: who takes over.
-    pub handoff: Option<Handoff>,
+    pub handoff: Option<NotYet<Handoff>>,
 }
 
 /// How urgent a phase is.
@@ -142,20 +142,20 @@ pub struct Step {
     /// The action's parameters; texts may have `{{ CEL }}` in them.
     pub with: Option<Map<String, Value>>,
     /// Not supported yet: wait for a time or a signal.
-    pub wait: Option<Wait>,
+    pub wait: Option<NotYet<Wait>>,
     /// Not supported yet: another playbook as a step.
-    pub playbook: Option<String>,
+    pub playbook: Option<NotYet<String>>,
     /// Ids of steps of this phase, or of earlier ones, that come first.
     #[serde(default)]
     pub needs: Vec<String>,
     /// CEL; false skips the step.
     pub when: Option<String>,
     /// Not supported yet: the step once for each element.
-    pub for_each: Option<String>,
+    pub for_each: Option<NotYet<String>>,
     /// Not supported yet: the step once for each combination.
-    pub matrix: Option<Map<String, Value>>,
+    pub matrix: Option<NotYet<Map<String, Value>>>,
     /// Not supported yet: how many of them at once.
-    pub max_parallel: Option<u32>,
+    pub max_parallel: Option<NotYet<u32>>,
     /// Of one attempt; 10 minutes where nothing is said, at most 24 hours.
     pub timeout: Option<DurationText>,
     /// How long it may wait for an agent; where nothing is said it waits, with reminders.
@@ -169,9 +169,9 @@ pub struct Step {
     /// When the step has failed for good; `undo` where nothing is said.
     pub on_failure: Option<OnFailure>,
     /// Not supported yet: whether its failure is the run's.
-    pub critical: Option<bool>,
+    pub critical: Option<NotYet<bool>>,
     /// Not supported yet: whether it is done after a failure too.
-    pub always: Option<bool>,
+    pub always: Option<NotYet<bool>>,
     /// A second look by another action.
     pub verify: Option<Verify>,
     /// How it is taken back; `auto` where nothing is said.
@@ -300,19 +300,19 @@ pub struct Gate {
     #[serde(default)]
     pub failure_condition: Vec<String>,
     /// Not supported yet: between two judgements.
-    pub interval: Option<DurationText>,
+    pub interval: Option<NotYet<DurationText>>,
     /// Not supported yet: how often it is judged.
-    pub count: Option<u32>,
+    pub count: Option<NotYet<u32>>,
     /// Not supported yet: how many failures it bears.
-    pub failure_limit: Option<u32>,
+    pub failure_limit: Option<NotYet<u32>>,
     /// Not supported yet: how many inconclusive judgements it bears.
-    pub inconclusive_limit: Option<u32>,
+    pub inconclusive_limit: Option<NotYet<u32>>,
     /// Not supported yet: actions whose output is judged.
-    pub probes: Option<Vec<Map<String, Value>>>,
+    pub probes: Option<NotYet<Vec<Map<String, Value>>>>,
     /// Not supported yet: how long it is watched.
-    pub watch_for: Option<DurationText>,
+    pub watch_for: Option<NotYet<DurationText>>,
     /// Not supported yet: who has to agree.
-    pub sign_off: Option<SignOff>,
+    pub sign_off: Option<NotYet<SignOff>>,
 }
 
 /// Not supported yet: who has to agree.
@@ -357,6 +357,34 @@ pub struct Accept {
     pub within: Option<DurationText>,
     /// What has to hold.
     pub checks: Option<Vec<Value>>,
+}
+
+/// A value that is refused whatever it is: what is said of it is that, not that it has a wrong type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotYet<T>(PhantomData<T>);
+
+impl<'de, T> Deserialize<'de> for NotYet<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        IgnoredAny::deserialize(deserializer).map(|_| Self(PhantomData))
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for NotYet<T> {
+    fn inline_schema() -> bool {
+        T::inline_schema()
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        T::schema_name()
+    }
+
+    fn schema_id() -> std::borrow::Cow<'static, str> {
+        T::schema_id()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        T::json_schema(generator)
+    }
 }
 
 /// A length of time as written: `30m`, `1h30m`, `500ms`.
