@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use super::{
     decode::nearest_word,
     findings::{Findings, Latest},
-    schema::{API_VERSION, DurationText, KIND, Playbook, Step},
-    tree::{Node, Path},
+    schema::{API_VERSION, DurationText, KIND, Phase, Playbook, Step},
+    tree::{Node, Path, Position},
 };
 use crate::plan::{Catalogue, graph::Graph};
 
@@ -109,6 +109,7 @@ impl Lint<'_> {
             self.error(&Path::of("metadata.owner"), "INVALID_VALUE", "the owner is empty")
                 .hint("name the team or role that is told when a run waits for a person");
         }
+        self.readable(&Path::of("metadata.owner"), &playbook.metadata.owner);
         let secrets = Path::of("spec.secrets");
         for (index, secret) in playbook.spec.secrets.iter().enumerate() {
             self.id(&secrets.index(index), secret, "a secret");
@@ -144,6 +145,7 @@ impl Lint<'_> {
                 let message = format!("the id {:?} is taken by phase {} of the document", phase.id, first + 1);
                 self.error(&path.key("id"), "DUPLICATE_ID", message).hint("give each phase an id of its own");
             }
+            self.names(&path, phase);
             if let Some(name) = &phase.milestone
                 && milestones.insert(name.as_str(), index).is_some()
             {
@@ -164,6 +166,47 @@ impl Lint<'_> {
             let message = format!("there are {} steps, at most {MAX_STEPS} are allowed", self.steps.len());
             self.error(&top, "TOO_MANY", message).hint("split the playbook");
         }
+    }
+
+    fn names(&mut self, path: &Path, phase: &Phase) {
+        if let Some(name) = &phase.name {
+            self.readable(&path.key("name"), name);
+        }
+        let Some(milestone) = &phase.milestone else {
+            return;
+        };
+        let path = path.key("milestone");
+        if milestone.trim().is_empty() {
+            self.error(&path, "EMPTY", "the milestone has no name").hint("name what is reached, or remove it");
+        }
+        self.readable(&path, milestone);
+    }
+
+    /// A text for people, who see it as it is.
+    fn readable(&mut self, path: &Path, text: &str) {
+        let unreadable = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if let Some((offset, c)) = text.chars().enumerate().find(|(_, c)| unreadable(*c)) {
+            let at = self.inside(path, text, offset);
+            let message = format!("there is a {} in it, which controls how the rest is shown", c.escape_unicode());
+            self.findings.error_at(at, path, "INVALID_VALUE", message).hint("write one line of plain text");
+        }
+        self.no_template(path, text);
+    }
+
+    /// Says so where a text is taken as it is, and looks as if it were not.
+    fn no_template(&mut self, path: &Path, text: &str) -> bool {
+        let Some(start) = text.find("{{") else {
+            return false;
+        };
+        let at = self.inside(path, text, text[..start].chars().count());
+        self.misplaced(at, path);
+        true
+    }
+
+    fn misplaced(&mut self, at: Position, path: &Path) {
+        self.findings
+            .error_at(at, path, "TEMPLATE_MISPLACED", "no template is possible here")
+            .hint("write out what is meant; templates can stand in with: alone");
     }
 
     /// Returns the deadline that the next phase's should not be before.

@@ -282,7 +282,7 @@ impl Lint<'_> {
     }
 
     /// The position of a character of a text, if the text stands in one line as it is; else of its beginning.
-    fn inside(&self, path: &Path, text: &str, offset: usize) -> Position {
+    pub(super) fn inside(&self, path: &Path, text: &str, offset: usize) -> Position {
         self.document.map_or_else(Position::default, |document| document.inside(path, text, offset))
     }
 }

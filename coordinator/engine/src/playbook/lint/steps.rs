@@ -14,6 +14,9 @@ impl Lint<'_> {
         for index in 0..self.steps.len() {
             let (step, path) = (self.steps[index].step, self.steps[index].path.clone());
             self.unsupported_in_step(&path, step);
+            if let Some(name) = &step.name {
+                self.readable(&path.key("name"), name);
+            }
             self.who_and_what(&path, step);
             self.times(&path, step);
             if let Some(retry) = &step.retry {
@@ -63,10 +66,21 @@ impl Lint<'_> {
         if let Some(host) = &agent.host {
             self.token(&path.key("host"), host);
         }
+        for (name, value) in &agent.labels {
+            let path = path.key("labels").key(name);
+            if name.contains("{{") {
+                let at = self.document.map(|document| document.tree.key_position(&path)).unwrap_or_default();
+                self.misplaced(at, &path);
+            }
+            self.no_template(&path, value);
+        }
     }
 
     /// A name as it stands in a subject.
     fn token(&mut self, path: &Path, token: &str) {
+        if self.no_template(path, token) {
+            return;
+        }
         let fits = (1..=63).contains(&token.len())
             && token.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-');
         if !fits {
