@@ -209,6 +209,28 @@ fn an_error_is_never_lost_behind_warnings() {
 }
 
 #[test]
+fn what_is_not_shown_is_counted() {
+    let head = "apiVersion: muster.dev/v1\nkind: Playbook\nmetadata: {name: long, owner: devops}\nspec:\n  phases:\n    - id: a\n      steps:\n";
+    let of = |steps: usize, rest: &str| {
+        let mut document = head.to_owned();
+        for step in 0..steps {
+            writeln!(document, "        - {{id: s{step}, agent: {{role: infra}}, action: {rest}}}").unwrap();
+        }
+        let findings = read_on_a_small_stack(document.into_bytes()).findings;
+        let last = findings.last().cloned().unwrap();
+        (findings.len(), last.level, last.code, last.message)
+    };
+    let long = |rest: &str| of(1000, rest);
+    let more = |level, message: &str| (MAX_FINDINGS, level, "MORE_FINDINGS", message.to_owned());
+    let url = "with: {url: 'https://shop.example/'}";
+    assert_eq!(long("nobody.knows"), more(Level::Warning, "and 901 more"));
+    assert_eq!(long(&format!("http.check, {url}, when: nobody, timeout: never")), more(Level::Error, "and 1,901 more"));
+    let unread = "and 1 more; the rest of the document was not looked at";
+    assert_eq!(long(&format!("http.check, {url}, colour: red")), more(Level::Error, unread));
+    assert_ne!(of(MAX_FINDINGS, "nobody.knows").2, "MORE_FINDINGS");
+}
+
+#[test]
 fn a_long_document_is_read_to_its_end() {
     // Work that grows with the square of the length would take so long here that somebody looks.
     let head = "apiVersion: muster.dev/v1\nkind: Playbook\nmetadata: {name: long, owner: devops}\nspec:\n  phases:\n    - id: a\n      steps:\n";

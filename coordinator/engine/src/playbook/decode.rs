@@ -37,6 +37,7 @@ pub(crate) fn decode<T: for<'de> Deserialize<'de>>(tree: &mut Node, findings: &m
         mend(tree, error);
         work += size;
         if findings.is_full() || work > MAX_WORK {
+            findings.stop();
             return None;
         }
     }

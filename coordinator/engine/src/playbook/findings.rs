@@ -5,7 +5,7 @@ use super::{
     tree::{Node, Path, Position},
 };
 
-/// Most findings of one document. Errors go before warnings; what is found after that is dropped.
+/// Most findings of one document. Errors go before warnings; where there are more, the last one says so.
 pub const MAX_FINDINGS: usize = 100;
 /// Most errors kept until they are sorted by place: a hostile document could ask for any amount of memory.
 const MAX_KEPT: usize = 10 * MAX_FINDINGS;
@@ -15,6 +15,16 @@ const MAX_KEPT: usize = 10 * MAX_FINDINGS;
 pub(crate) struct Findings {
     list: Vec<(Finding, Path)>,
     errors: usize,
+    hidden: Hidden,
+}
+
+/// What is not in the list.
+#[derive(Clone, Copy, Debug, Default)]
+struct Hidden {
+    errors: usize,
+    warnings: usize,
+    /// Nobody looked at the rest of the document.
+    unread: bool,
 }
 
 /// The last finding, to add a hint to.
@@ -62,6 +72,11 @@ impl Findings {
         self.errors >= MAX_FINDINGS
     }
 
+    /// What follows was not looked at.
+    pub(crate) fn stop(&mut self) {
+        self.hidden.unread = true;
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.list.len()
     }
@@ -94,8 +109,14 @@ impl Findings {
         all.sort_by(|a, b| (place(a), &a.message).cmp(&(place(b), &b.message)));
         all.dedup();
         all.sort_by_key(|finding| finding.level);
-        all.truncate(MAX_FINDINGS);
+        let mut hidden = self.hidden;
+        if all.len() > MAX_FINDINGS || hidden.any() {
+            for finding in all.drain((MAX_FINDINGS - 1).min(all.len())..) {
+                hidden.add(finding.level);
+            }
+        }
         all.sort_by_key(place);
+        all.extend(hidden.any().then(|| hidden.finding()));
         (all, sound)
     }
 
@@ -105,6 +126,7 @@ impl Findings {
             Level::Warning => (self.list.len() - self.errors, MAX_FINDINGS),
         };
         if count >= most {
+            self.hidden.add(level);
             return Latest(None);
         }
         self.errors += usize::from(level == Level::Error);
@@ -120,6 +142,50 @@ impl Findings {
         self.list.push((finding, path.clone()));
         Latest(self.list.last_mut().map(|(finding, _)| finding))
     }
+}
+
+impl Hidden {
+    fn add(&mut self, level: Level) {
+        match level {
+            Level::Error => self.errors += 1,
+            Level::Warning => self.warnings += 1,
+        }
+    }
+
+    fn any(self) -> bool {
+        self.errors + self.warnings > 0 || self.unread
+    }
+
+    fn finding(self) -> Finding {
+        let rest = "the rest of the document was not looked at";
+        let message = match self.errors + self.warnings {
+            0 => rest.to_owned(),
+            more if self.unread => format!("and {} more; {rest}", grouped(more)),
+            more => format!("and {} more", grouped(more)),
+        };
+        Finding {
+            level: if self.errors > 0 || self.unread { Level::Error } else { Level::Warning },
+            code: "MORE_FINDINGS",
+            message,
+            path: String::new(),
+            line: 0,
+            column: 0,
+            hint: "mend these first, then look again".to_owned(),
+        }
+    }
+}
+
+/// `2,900`
+fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }
 
 /// Messages of libraries may have several lines, and documents any character.
