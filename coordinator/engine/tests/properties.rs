@@ -154,7 +154,11 @@ proptest! {
             }
             let next = moves::good(&world).into_iter().chain(moves::answers(&world).into_iter().rev()).next();
             match next {
-                Some(Command::Resume { .. }) if world.run.pause.as_ref().is_some_and(|p| p.question.is_some()) => {
+                // A gate that can't be judged pauses again and again; a run that is stopped already has none.
+                Some(Command::Resume { .. })
+                    if world.run.state == muster_engine::run::state::RunState::Running
+                        && world.run.pause.as_ref().is_some_and(|p| p.question.is_some()) =>
+                {
                     world.command(&Command::Cancel { reason: "no".to_owned(), force: false });
                 }
                 Some(command) => drop(world.command(&command)),

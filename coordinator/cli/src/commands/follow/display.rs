@@ -71,7 +71,7 @@ impl Display {
         let Some(first) = waiting.iter().find(|w| !goes_on(w)) else { return };
         let line = one_line(&format!("waiting: {}: {}", first.subject, first.waits_for));
         if self.waits.as_ref() != Some(&line) {
-            self.printer.note(&self.printer.tone(&line, Tone::Warn));
+            self.printer.note(&self.printer.painted(&[(&line, Tone::Warn)]));
             self.waits = Some(line);
         }
     }
