@@ -53,8 +53,15 @@ fn the_api_over_tls_lets_in_who_has_a_token_and_that_far() -> Result<()> {
     let other = Certificates::make(&dir.path().join("other"), &RunAs::ordinary("nobody")?, "localhost", 30)?;
     let refused = cli(&server, &other.ca(), &admin, &["agent", "list"])?;
     assert_eq!(refused.status.code(), Some(1), "an authority that did not sign it is not believed");
+    let said = stderr(&refused);
+    ensure!(said.contains("error: TLS_UNTRUSTED ") && said.contains("--ca FILE"), "{said}");
+    let misnamed = cli(&server.replace("localhost", "127.0.0.1"), &ca, &admin, &["agent", "list"])?;
+    let said = stderr(&misnamed);
+    ensure!(said.contains("error: TLS_UNTRUSTED ") && said.contains("as its certificate does"), "{said}");
     let clear = cli(&server.replace("https", "http"), &ca, &admin, &["agent", "list"])?;
     assert_eq!(clear.status.code(), Some(1), "{}", stderr(&clear));
+    let said = stderr(&clear);
+    ensure!(said.contains("error: CONNECTION_BROKEN ") && said.contains("use https://"), "{said}");
 
     let made = cli(&server, &ca, &admin, &["token", "create", "person/dba-1", "--role", "viewer", "-o", "json"])?;
     ensure!(made.status.success(), "{}", stderr(&made));

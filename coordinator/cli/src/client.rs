@@ -1,6 +1,7 @@
 //! How a coordinator is reached: a channel, TLS where the address says https, and the bearer token on every request.
 
 use std::{
+    io,
     net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -11,6 +12,7 @@ use muster_proto::v1::{
     playbook_service_client::PlaybookServiceClient, run_service_client::RunServiceClient,
     token_service_client::TokenServiceClient,
 };
+use rustls::CertificateError;
 use secrecy::{ExposeSecret as _, SecretString};
 use tonic::{
     Request, Status,
@@ -182,9 +184,38 @@ fn bearer(token: &SecretString) -> Result<MetadataValue<Ascii>> {
 fn unreachable(server: &str, error: &tonic::transport::Error) -> CliError {
     // The outermost error says no more than "transport error".
     let why = std::error::Error::source(error).map_or_else(|| error.to_string(), chain);
-    CliError::failed("SERVER_UNREACHABLE", why)
-        .at(server)
-        .hint("start one with `muster serve`, or name another one with --server or MUSTER_SERVER")
+    let (reason, hint) = match of_tls(error) {
+        Some(rustls::Error::InvalidCertificate(fault)) => ("TLS_UNTRUSTED", hint_of(fault)),
+        Some(_) => ("TLS_FAILED", "use http:// if the server has no TLS"),
+        None => {
+            ("SERVER_UNREACHABLE", "start one with `muster serve`, or name another one with --server or MUSTER_SERVER")
+        }
+    };
+    CliError::failed(reason, why).at(server).hint(hint)
+}
+
+fn hint_of(fault: &CertificateError) -> &'static str {
+    use CertificateError as Fault;
+    if matches!(fault, Fault::NotValidForName | Fault::NotValidForNameContext { .. }) {
+        return "name the server with --server as its certificate does";
+    }
+    let of_time = matches!(
+        fault,
+        Fault::Expired | Fault::ExpiredContext { .. } | Fault::NotValidYet | Fault::NotValidYetContext { .. }
+    );
+    if of_time {
+        return "the server needs another certificate, or a clock is wrong";
+    }
+    "--ca FILE names the authority that signed it"
+}
+
+/// What TLS says, under an error of the transport. An I/O error hides its cause from its sources.
+fn of_tls<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e rustls::Error> {
+    let hidden = |error: &'e (dyn std::error::Error + 'static)| {
+        error.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>()
+    };
+    std::iter::successors(Some(error), |error| error.source())
+        .find_map(|error| error.downcast_ref::<rustls::Error>().or_else(|| hidden(error)))
 }
 
 #[cfg(test)]

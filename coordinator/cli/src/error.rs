@@ -159,6 +159,9 @@ impl CliError {
 
     /// What the coordinator said, or why it could not be asked.
     pub(crate) fn from_status(status: &tonic::Status, server: &str) -> Self {
+        if let Some(broken) = broken(status, server) {
+            return broken;
+        }
         let (said, mut metadata) =
             status.get_details_error_info().map(|info| (info.reason, info.metadata)).unwrap_or_default();
         let of_document = metadata.contains_key("findings");
@@ -180,6 +183,20 @@ impl CliError {
         }
         error
     }
+}
+
+/// The connection was there and broke: such a status is made on this side, and only those have a source.
+fn broken(status: &tonic::Status, server: &str) -> Option<CliError> {
+    let error = std::error::Error::source(status)?;
+    if !matches!(status.code(), Code::Unknown | Code::Internal) {
+        return None;
+    }
+    let hint = if server.starts_with("http://") {
+        "use https:// if the server has TLS"
+    } else {
+        "try again, or look at the server's log"
+    };
+    Some(CliError::failed("CONNECTION_BROKEN", chain(error)).at(server).hint(hint))
 }
 
 fn reason_of(code: Code) -> &'static str {
