@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use muster_engine::ids::{Namespace, RunId};
 use muster_proto::v1::{self as pb, milestone_service_server::MilestoneService};
 use tonic::{Request, Response, Status, codegen::BoxStream};
 
@@ -12,7 +13,7 @@ use crate::{
         error::from_control,
         watch::respond,
     },
-    control::Control,
+    control::{Control, ControlErrorKind},
 };
 
 /// The service.
@@ -27,6 +28,15 @@ impl Milestones {
     pub(super) fn new(control: Arc<dyn Control>, gate: Gate) -> Self {
         Self { control, gate }
     }
+
+    /// A run that is not there has no milestones, but nobody should take it for one that has none. One in quarantine is there.
+    async fn exists(&self, namespace: &Namespace, run: Option<&RunId>) -> Result<(), Status> {
+        let Some(run) = run else { return Ok(()) };
+        match self.control.run(namespace, run).await {
+            Err(error) if error.kind == ControlErrorKind::NotFound => Err(from_control(error)),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -38,6 +48,7 @@ impl MilestoneService for Milestones {
         let request = request.get_ref();
         let (namespace, run) = names::namespace_or_run("parent", &request.parent)?;
         let size = names::page(request.page_size, &request.page_token)?;
+        self.exists(&namespace, run.as_ref()).await?;
         let page = self
             .control
             .list_milestones(&namespace, run.as_ref(), size, &request.page_token)
@@ -56,6 +67,7 @@ impl MilestoneService for Milestones {
         request: Request<pb::WatchMilestonesRequest>,
     ) -> Result<Response<Self::WatchMilestonesStream>, Status> {
         let (namespace, run) = names::namespace_or_run("parent", &request.get_ref().parent)?;
+        self.exists(&namespace, run.as_ref()).await?;
         let watch = self.control.watch_milestones(&namespace, run.as_ref()).await.map_err(from_control)?;
         let stream = respond(&self.gate, watch, move |view| pb::WatchMilestonesResponse {
             milestone: Some(milestone(&namespace, &view)),

@@ -65,6 +65,12 @@ async fn what_is_not_there_is_not_found() {
         let status = client.get_run(get(name)).await.unwrap_err();
         assert_eq!((status.code(), reason(&status).as_str()), (Code::NotFound, "RUN_NOT_FOUND"));
     }
+    let parent = format!("{NAMESPACE}/runs/nothing");
+    let mut milestones = served.milestones().await;
+    let list = pb::ListMilestonesRequest { parent: parent.clone(), ..Default::default() };
+    assert_eq!(reason(&milestones.list_milestones(list).await.unwrap_err()), "RUN_NOT_FOUND");
+    let watch = pb::WatchMilestonesRequest { parent };
+    assert_eq!(reason(&milestones.watch_milestones(watch).await.unwrap_err()), "RUN_NOT_FOUND");
     let name = format!("{NAMESPACE}/agents/nobody");
     let status = served.agents().await.get_agent(pb::GetAgentRequest { name }).await.unwrap_err();
     assert_eq!((status.code(), reason(&status).as_str()), (Code::NotFound, "AGENT_NOT_FOUND"));
