@@ -82,7 +82,7 @@ pub(super) fn append_failed(e: &AppendError) -> ControlError {
             error(ControlErrorKind::ResourceExhausted, "RECORD_TOO_LARGE", e.to_string(), hint)
         }
         AppendError::Damaged { .. } => {
-            let hint = "check the journal: muster journal verify";
+            let hint = "stop the coordinator, then check the journal: muster journal verify";
             error(ControlErrorKind::Internal, "JOURNAL_UNREADABLE", e.to_string(), hint)
         }
         AppendError::Conflict { .. } | AppendError::Unavailable(_) => {
@@ -93,7 +93,7 @@ pub(super) fn append_failed(e: &AppendError) -> ControlError {
 }
 
 pub(super) fn read_failed(e: &ReadError) -> ControlError {
-    let hint = "check the journal: muster journal verify";
+    let hint = "stop the coordinator, then check the journal: muster journal verify";
     error(ControlErrorKind::Internal, "JOURNAL_UNREADABLE", e.to_string(), hint)
 }
 

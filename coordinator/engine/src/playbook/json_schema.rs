@@ -26,6 +26,7 @@ impl Schema {
             .offline()
             .with_pattern_options(PatternOptions::regex())
             .should_validate_formats(true)
+            .should_ignore_unknown_formats(false)
             .build(schema)
             .map(Self)
             .map_err(|error| misfit(schema, &error))
@@ -37,14 +38,49 @@ impl Schema {
     }
 }
 
-/// What is wrong with a schema itself.
+/// Everything that is wrong with a schema itself.
 pub(crate) fn faults(schema: &Value) -> Vec<Misfit> {
     let validator = jsonschema::draft202012::meta::validator();
     let mut faults: Vec<Misfit> = validator.iter_errors(schema).take(20).map(|error| misfit(schema, &error)).collect();
+    texts(schema, &mut Vec::new(), &mut faults);
     if let (true, Err(fault)) = (faults.is_empty(), Schema::new(schema)) {
         faults.push(fault);
     }
     faults
+}
+
+/// Patterns and formats, each by itself: compiling the whole stops at the first.
+fn texts(schema: &Value, path: &mut Vec<Segment>, faults: &mut Vec<Misfit>) {
+    let alone = |keyword: &str, text: &str, path: &[Segment]| {
+        let fault = Schema::new(&Value::from_iter([(keyword, text)])).err()?;
+        let message = if keyword == "format" { format!("{text:?} is no known format") } else { fault.message };
+        Some(Misfit { path: path.to_vec(), message, ..fault })
+    };
+    match schema {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                path.push(Segment::Key(name.clone()));
+                match (name.as_str(), value) {
+                    ("default" | "enum" | "const" | "examples", _) => {}
+                    ("pattern" | "format", Value::String(text)) => faults.extend(alone(name, text, path)),
+                    ("patternProperties", Value::Object(patterns)) => {
+                        faults.extend(patterns.keys().filter_map(|pattern| alone("pattern", pattern, path)));
+                        texts(value, path, faults);
+                    }
+                    _ => texts(value, path, faults),
+                }
+                path.pop();
+            }
+        }
+        Value::Array(items) => {
+            for (i, item) in items.iter().enumerate() {
+                path.push(Segment::Index(i));
+                texts(item, path, faults);
+                path.pop();
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
 }
 
 /// Puts the defaults of `properties` where nothing is given, at every level that is there.
