@@ -22,11 +22,16 @@ pub(crate) struct Schema(jsonschema::Validator);
 impl Schema {
     /// Compiles a schema. The error says what is wrong with it.
     pub(crate) fn new(schema: &Value) -> Result<Self, Misfit> {
+        Self::compile(schema, true)
+    }
+
+    /// Agents describe their parameters with formats of their own (`uint16`); a playbook's inputs have only known ones.
+    fn compile(schema: &Value, any_format: bool) -> Result<Self, Misfit> {
         jsonschema::draft202012::options()
             .offline()
             .with_pattern_options(PatternOptions::regex())
             .should_validate_formats(true)
-            .should_ignore_unknown_formats(false)
+            .should_ignore_unknown_formats(any_format)
             .build(schema)
             .map(Self)
             .map_err(|error| misfit(schema, &error))
@@ -52,7 +57,7 @@ pub(crate) fn faults(schema: &Value) -> Vec<Misfit> {
 /// Patterns and formats, each by itself: compiling the whole stops at the first.
 fn texts(schema: &Value, path: &mut Vec<Segment>, faults: &mut Vec<Misfit>) {
     let alone = |keyword: &str, text: &str, path: &[Segment]| {
-        let fault = Schema::new(&Value::from_iter([(keyword, text)])).err()?;
+        let fault = Schema::compile(&Value::from_iter([(keyword, text)]), false).err()?;
         let message = if keyword == "format" { format!("{text:?} is no known format") } else { fault.message };
         Some(Misfit { path: path.to_vec(), message, ..fault })
     };
