@@ -188,7 +188,7 @@ impl CliError {
 /// The connection was there and broke: such a status is made on this side, and only those have a source.
 fn broken(status: &tonic::Status, server: &str) -> Option<CliError> {
     let error = std::error::Error::source(status)?;
-    if !matches!(status.code(), Code::Unknown | Code::Internal) {
+    if !matches!(status.code(), Code::Unknown | Code::Internal | Code::Cancelled) {
         return None;
     }
     let hint = if server.starts_with("http://") {
