@@ -292,6 +292,26 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 mod tests {
     use super::*;
 
+    /// A connection that breaks is told by its transport in one of three codes, whichever task sees it first.
+    #[test]
+    fn a_broken_connection_is_named_and_the_servers_own_word_is_left() {
+        for code in [tonic::Code::Unknown, tonic::Code::Internal, tonic::Code::Cancelled] {
+            let here = tonic::Status::from_error(Box::new(Transport(tonic::Status::new(code, "it broke"))));
+            assert_eq!(here.code(), code);
+            let error = CliError::from_status(&here, "http://localhost:7400");
+            assert_eq!(
+                (error.reason.as_str(), error.place.as_deref()),
+                ("CONNECTION_BROKEN", Some("http://localhost:7400"))
+            );
+            let theirs = CliError::from_status(&tonic::Status::new(code, "no"), "http://localhost:7400");
+            assert_ne!(theirs.reason, "CONNECTION_BROKEN");
+        }
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("the transport has ended")]
+    struct Transport(#[source] tonic::Status);
+
     #[test]
     fn a_description_is_taken_apart() {
         let it = found("spec".into(), "KEY_UNKNOWN".into(), "line 7, column 11: error: no such key (hint: spell it)");
