@@ -7,6 +7,7 @@
 use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use cargo_metadata::MetadataCommand;
 use muster_integration_tests::{
     process::{Process, binary, checkout, tail, wait_for},
     system::free_address,
@@ -129,6 +130,28 @@ fn the_page_for_agents_can_be_followed() -> Result<()> {
     let run_it = run_it.replace(" RUN ", " \"$(muster run list -o json | jq -r '.runs[0].runId')\" ");
     let output = run("docs/agents.md", &[system.replace("apt-get install nats-server\n", ""), between, run_it])?;
     ensure!(output.contains("State:    succeeded"), "the run is watched to its end:\n{}", tail(&output));
+    Ok(())
+}
+
+/// A worked example tells to run tests; each of them is there, and so is run with all others.
+#[test]
+fn the_tests_that_the_examples_name_are_there() -> Result<()> {
+    let metadata = MetadataCommand::new().manifest_path(checkout().join("Cargo.toml")).no_deps().exec()?;
+    let mut seen = 0;
+    for page in fs::read_dir(checkout().join("docs/examples"))? {
+        let page = page?.path();
+        let text = fs::read_to_string(&page)?;
+        for line in text.lines().filter_map(|line| line.strip_prefix("$ ")) {
+            let words: Vec<_> = line.split(' ').filter(|word| !word.contains('=')).collect();
+            ensure!(words.starts_with(&["cargo", "test", "-p"]), "{}: {line:?} is run by nobody", page.display());
+            let package = metadata.packages.iter().find(|p| p.name == words[3]).with_context(|| line.to_owned())?;
+            let target = words.iter().position(|word| *word == "--test").map(|at| words[at + 1]);
+            let is_there = target.is_none_or(|target| package.targets.iter().any(|t| t.is_test() && t.name == target));
+            ensure!(is_there, "{}: there is no such test: {line}", page.display());
+            seen += 1;
+        }
+    }
+    ensure!(seen >= 3, "only {seen} commands were found");
     Ok(())
 }
 
