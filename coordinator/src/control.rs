@@ -234,7 +234,7 @@ pub struct AgentView {
     /// How many it has.
     pub busy: u32,
     /// When it last answered.
-    pub last_beat_at: Timestamp,
+    pub last_beat_at: Option<Timestamp>,
     /// What it can do: name and version.
     pub actions: Vec<(String, String)>,
     /// For people.
@@ -310,8 +310,10 @@ pub trait Control: Send + Sync + 'static {
         validate_only: bool,
         caller: &Caller,
     ) -> Result<Arc<Run>, ControlError>;
-    /// The run as it is.
+    /// The run as it is; one in quarantine as it was before.
     async fn run(&self, namespace: &Namespace, id: &RunId) -> Result<Arc<Run>, ControlError>;
+    /// Why a run is in quarantine, if it is.
+    fn quarantine(&self, id: &RunId) -> Option<Arc<str>>;
     /// The newest first.
     async fn list_runs(
         &self,
@@ -370,7 +372,7 @@ pub trait Control: Send + Sync + 'static {
     ) -> Result<Page<AgentView>, ControlError>;
     /// One.
     async fn agent(&self, namespace: &Namespace, name: &AgentName) -> Result<AgentView, ControlError>;
-    /// Nothing new is given to it; what it holds, it finishes.
+    /// Nothing new is given to it: it finishes what it holds, then its process ends.
     async fn drain_agent(
         &self,
         namespace: &Namespace,

@@ -53,7 +53,7 @@ pub use self::{clock::Clock, new_life::NewLifeError};
 use self::{
     entry::{Message, RunEntry},
     figures::Figures,
-    intake::Intake,
+    intake::{Intake, Unreadable},
     playbooks::Planning,
     projector::Projector,
     requests::Request,
@@ -290,6 +290,7 @@ pub(crate) struct Shared {
     planning: Planning,
     milestones: broadcast::Sender<(Namespace, MilestoneView)>,
     figures: Figures,
+    unreadable: Unreadable,
     /// What has to be looked up or journalled for an agent's message, at once; the rest is asked to come again.
     slow_intake: Arc<Semaphore>,
     stop: CancellationToken,
@@ -320,6 +321,7 @@ impl Shared {
             planning: Planning::default(),
             milestones: broadcast::Sender::new(MILESTONE_BACKLOG),
             figures: Figures::new(),
+            unreadable: Unreadable::default(),
             slow_intake: Arc::new(Semaphore::new(SLOW_INTAKE)),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),

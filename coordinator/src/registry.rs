@@ -401,8 +401,8 @@ fn view_of(table: &Table, key: &(Namespace, AgentName), agent: &Agent) -> AgentV
     let profile = &agent.record.profile;
     let state = match agent.lease {
         Lease::Lost => "LOST",
+        Lease::Away | Lease::Alive if agent.record.draining || agent.leaving => "DRAINING",
         Lease::Away | Lease::Suspect => "SUSPECT",
-        Lease::Alive if agent.record.draining || agent.leaving => "DRAINING",
         Lease::Alive => "READY",
     };
     AgentView {
@@ -415,7 +415,7 @@ fn view_of(table: &Table, key: &(Namespace, AgentName), agent: &Agent) -> AgentV
         instance: profile.instance.as_str().to_owned(),
         slots: profile.slots,
         busy: table.busy(&profile.instance),
-        last_beat_at: agent.last_beat_at,
+        last_beat_at: (agent.lease != Lease::Away).then_some(agent.last_beat_at),
         actions: profile.actions.iter().map(|a| (a.name.clone(), a.version.clone())).collect(),
         software: profile.software.clone(),
     }

@@ -21,6 +21,12 @@ pub use lint::{MAX_PHASES, MAX_STEPS};
 pub use parse::{MAX_DEPTH, MAX_DOCUMENT_BYTES, MAX_NODES};
 pub use scope::{Outputs, Scope};
 
+/// Whether a character controls how the text around it is shown: what a terminal obeys (C0, DEL, C1), and what turns the order
+/// of reading (Unicode's explicit bidirectional formatting, UAX #9).
+pub fn controls_display(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// What a document says, and what is wrong with it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reading {

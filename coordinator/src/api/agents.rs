@@ -4,7 +4,6 @@ use std::{collections::HashMap, sync::Arc};
 
 use muster_engine::ids::AgentName;
 use muster_proto::v1::{self as pb, agent_service_server::AgentService};
-use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -16,9 +15,6 @@ use crate::{
     },
     control::{AgentView, Control},
 };
-
-/// A page ends here, whatever size was asked for: what agents say of themselves may be long.
-const PAGE_BYTES: usize = 1024 * 1024;
 
 /// The service.
 #[derive(Clone)]
@@ -43,18 +39,10 @@ impl AgentService for Agents {
         let namespace = names::namespace("parent", &request.parent)?;
         let size = names::page(request.page_size, &request.page_token)?;
         let page = self.control.list_agents(&namespace, size, &request.page_token).await.map_err(from_control)?;
-        let mut response = pb::ListAgentsResponse { agents: Vec::new(), next_page_token: page.next_page_token };
-        let mut bytes = 0;
-        for shown in page.items.into_iter().map(agent) {
-            bytes += shown.encoded_len();
-            if bytes > PAGE_BYTES
-                && let Some(last) = response.agents.last()
-            {
-                response.next_page_token.clone_from(&last.agent_id);
-                break;
-            }
-            response.agents.push(shown);
-        }
+        let count = page.items.len();
+        let agents = names::fitting(page.items.into_iter().map(agent));
+        let last = agents.last().filter(|_| agents.len() < count).map(|agent| agent.agent_id.clone());
+        let response = pb::ListAgentsResponse { next_page_token: last.unwrap_or(page.next_page_token), agents };
         Ok(Response::new(response))
     }
 
@@ -102,7 +90,7 @@ fn agent(view: AgentView) -> pb::Agent {
         instance: view.instance,
         slots: view.slots,
         busy: view.busy,
-        last_beat_time: Some(to_time(view.last_beat_at)),
+        last_beat_time: view.last_beat_at.map(to_time),
         actions: view.actions.into_iter().map(|(action, version)| pb::ActionVersion { action, version }).collect(),
         software: view.software,
     }

@@ -98,7 +98,11 @@ impl UnaryService<pb::GetRunRequest> for GetRun {
         Box::pin(async move {
             let (namespace, id) = names::run("name", &request.get_ref().name)?;
             let run = this.control.run(&namespace, &id).await.map_err(from_control)?;
-            Ok(Response::new(this.encoded(&run)))
+            let answer = match this.control.quarantine(&id) {
+                None => this.encoded(&run),
+                Some(why) => Bytes::from(run::quarantined(&run, &why).encode_to_vec()),
+            };
+            Ok(Response::new(answer))
         })
     }
 }

@@ -48,12 +48,14 @@ impl MilestoneService for Milestones {
         let request = request.get_ref();
         let (namespace, run) = names::namespace_or_run("parent", &request.parent)?;
         let size = names::page(request.page_size, &request.page_token)?;
-        self.exists(&namespace, run.as_ref()).await?;
         let page = self
             .control
             .list_milestones(&namespace, run.as_ref(), size, &request.page_token)
             .await
             .map_err(from_control)?;
+        if page.items.is_empty() {
+            self.exists(&namespace, run.as_ref()).await?;
+        }
         Ok(Response::new(pb::ListMilestonesResponse {
             milestones: page.items.iter().map(|m| milestone(&namespace, m)).collect(),
             next_page_token: page.next_page_token,

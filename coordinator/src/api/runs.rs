@@ -10,7 +10,6 @@ use muster_engine::{
 use muster_proto::v1::{
     self as pb, run_service_server::RunService, start_run_request::Source, wait_run_response::Outcome,
 };
-use prost::Message as _;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, codegen::BoxStream};
 
@@ -36,8 +35,6 @@ const MAX_WAIT: Duration = Duration::from_secs(600);
 const WAIT_MARGIN: Duration = Duration::from_millis(50);
 /// Before a wait looks at its run again, when the stream of it has ended too early.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// A page of events ends early when it has so many bytes.
-const EVENTS_BYTES: usize = 1024 * 1024;
 
 /// The service.
 #[derive(Clone)]
@@ -214,20 +211,10 @@ impl RunService for Runs {
         // One more than asked for tells whether there is another page, unless that is more than is ever given.
         let wanted = (size + 1).min(names::MAX_PAGE_SIZE);
         let found = self.control.run_events(&namespace, &id, after, wanted).await.map_err(from_control)?;
-        let mut response = pb::ListRunEventsResponse::default();
-        let mut bytes = 0;
-        for seen in found.iter().take(size) {
-            if bytes > EVENTS_BYTES {
-                break;
-            }
-            let shown = event::event(seen);
-            bytes += shown.encoded_len();
-            response.events.push(shown);
-        }
-        let rest = response.events.len() < found.len() || found.len() == names::MAX_PAGE_SIZE;
-        if let Some(last) = response.events.last().filter(|_| rest) {
-            response.next_page_token = last.sequence.to_string();
-        }
+        let events = names::fitting(found.iter().take(size).map(event::event));
+        let rest = events.len() < found.len() || found.len() == names::MAX_PAGE_SIZE;
+        let last = events.last().filter(|_| rest).map(|last| last.sequence.to_string());
+        let response = pb::ListRunEventsResponse { next_page_token: last.unwrap_or_default(), events };
         Ok(Response::new(response))
     }
 

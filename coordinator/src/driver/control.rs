@@ -123,6 +123,10 @@ impl Control for Coordinator {
         })
     }
 
+    fn quarantine(&self, id: &RunId) -> Option<Arc<str>> {
+        self.shared.runs.get(id).and_then(|entry| entry.view().quarantine)
+    }
+
     async fn list_runs(
         &self,
         namespace: &Namespace,

@@ -2,10 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use futures_util::StreamExt;
@@ -21,6 +19,7 @@ use muster_engine::{
     run::Fence,
 };
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::{
@@ -90,36 +89,44 @@ fn each(shared: &Arc<Shared>, mut from: Subscription, take: impl Fn(&Arc<Shared>
 }
 
 /// Who sent it and what it says; a message that can't be read, or that names another sender, is not answered.
-fn read<T: DeserializeOwned>(delivery: &Delivery) -> Option<(Namespace, AgentName, T)> {
+fn read<T: DeserializeOwned>(unreadable: &Unreadable, delivery: &Delivery) -> Option<(Namespace, AgentName, T)> {
     let (namespace, agent) = sender(&delivery.subject)?;
     let size = delivery.payload.len();
     if size > MAX_PAYLOAD {
-        unreadable(&delivery.subject, &format!("{size} bytes are over the limit of {MAX_PAYLOAD}"));
+        unreadable.tell(&delivery.subject, &format!("{size} bytes are over the limit of {MAX_PAYLOAD}"));
         return None;
     }
     match serde_json::from_slice(&delivery.payload) {
         Ok(message) => Some((namespace.into(), agent.into(), message)),
         Err(e) => {
-            unreadable(&delivery.subject, &e.to_string());
+            unreadable.tell(&delivery.subject, &e.to_string());
             None
         }
     }
 }
 
-/// Who sends much that can't be read must not fill the log with it: the first is told, then the second, the fourth, …
-fn unreadable(subject: &str, why: &str) {
-    static SO_FAR: AtomicU64 = AtomicU64::new(0);
-    let so_far = SO_FAR.fetch_add(1, Ordering::Relaxed) + 1;
-    if so_far.is_power_of_two() {
+/// Messages that can't be read are told once a second at most, with how many were not: who sends many must not fill the log.
+#[derive(Default)]
+pub(super) struct Unreadable(Mutex<(Option<Instant>, u64)>);
+
+impl Unreadable {
+    fn tell(&self, subject: &str, why: &str) {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, untold) = &mut *told;
+        if last.is_some_and(|last| last.elapsed() < Duration::from_secs(1)) {
+            *untold += 1;
+            return;
+        }
+        *last = Some(Instant::now());
         // The words of a parser may quote what it was given.
         let why: String = why.chars().take(200).collect();
-        warn!(subject, so_far, "a message that can't be read: {why:?}");
+        warn!(subject, untold = std::mem::take(untold), "a message that can't be read: {why:?}");
     }
 }
 
 impl Shared {
     fn take_report(self: &Arc<Self>, delivery: Delivery) {
-        let Some((namespace, agent, report)) = read::<Report>(&delivery) else { return };
+        let Some((namespace, agent, report)) = read::<Report>(&self.unreadable, &delivery) else { return };
         if report.cluster != self.cluster {
             return;
         }
@@ -154,7 +161,7 @@ impl Shared {
     }
 
     fn take_beat(self: &Arc<Self>, delivery: Delivery) {
-        let Some((namespace, agent, beat)) = read::<Beat>(&delivery) else { return };
+        let Some((namespace, agent, beat)) = read::<Beat>(&self.unreadable, &delivery) else { return };
         if beat.cluster != self.cluster {
             return self.answer_beat(delivery, true, Vec::new());
         }
@@ -185,7 +192,7 @@ impl Shared {
     /// A status is no promise: it is answered at once, and journalled by its run when it says something new, at most once
     /// per attempt and interval.
     fn take_status(&self, mut delivery: Delivery) {
-        let Some((namespace, agent, status)) = read::<Status>(&delivery) else { return };
+        let Some((namespace, agent, status)) = read::<Status>(&self.unreadable, &delivery) else { return };
         if status.cluster != self.cluster {
             return;
         }
@@ -208,7 +215,7 @@ impl Shared {
     }
 
     async fn take_register(self: Arc<Self>, mut delivery: Delivery) {
-        let Some((namespace, agent, register)) = read::<Register>(&delivery) else { return };
+        let Some((namespace, agent, register)) = read::<Register>(&self.unreadable, &delivery) else { return };
         let answer = if register.agent == agent.as_str() {
             self.register(&namespace, &register).await
         } else {

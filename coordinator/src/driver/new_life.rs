@@ -5,7 +5,10 @@
 
 use std::sync::Arc;
 
-use muster_engine::{ids::Actor, run::Command};
+use muster_engine::{
+    ids::{Actor, RunId},
+    run::Command,
+};
 use serde_json::{json, value::to_raw_value};
 use tracing::warn;
 
@@ -24,6 +27,14 @@ pub enum NewLifeError {
     /// The journal can't be read.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// A run can't be paused, and must not go on.
+    #[error("run {run} can't be paused: {why}")]
+    Unpaused {
+        /// Which.
+        run: RunId,
+        /// Why.
+        why: String,
+    },
 }
 
 /// Pause every open run with a question, unless that was done in this life of the log. True: records were appended that
@@ -48,10 +59,12 @@ pub(super) async fn begin(
         for run in runs {
             let run = Arc::new(run.clone());
             let mut turn = Turn::new(&run, now);
-            if let Err(rejection) = turn.decide(&Command::AcceptLoss, ours) {
-                warn!(run_id = %run.id, "not paused after the loss: {rejection}");
+            let decided = turn.decide(&Command::AcceptLoss, ours).map_err(|rejection| rejection.to_string());
+            let records = turn.appends(&stream_of(&run.id), ours);
+            if let Some(why) = decided.err().or(turn.broken) {
+                return Err(NewLifeError::Unpaused { run: run.id.clone(), why });
             }
-            appends.extend(turn.appends(&stream_of(&run.id), ours));
+            appends.extend(records);
         }
         append(journal, appends).await?;
     }

@@ -4,6 +4,7 @@ use muster_bus::{
     message::{ActionOffer, PROTOCOL, Register},
     subject::is_token,
 };
+use muster_engine::playbook::controls_display;
 
 const MAX_AGENTS: usize = 10_000;
 const MAX_SLOTS: u32 = 65_536;
@@ -67,7 +68,7 @@ fn action(offer: &ActionOffer) -> Result<(), String> {
 }
 
 fn text(what: &str, text: &str, limit: usize) -> Result<(), String> {
-    if text.is_empty() || text.len() > limit || text.chars().any(char::is_control) {
+    if text.is_empty() || text.len() > limit || text.chars().any(controls_display) {
         return Err(format!("{what} must be 1 to {limit} bytes without control characters"));
     }
     Ok(())

@@ -48,6 +48,7 @@ struct State {
     milestones: Vec<(Namespace, MilestoneView)>,
     agents: BTreeMap<AgentName, AgentView>,
     forgotten_until: u64,
+    quarantine: BTreeMap<RunId, Arc<str>>,
     flood: bool,
 }
 
@@ -89,6 +90,17 @@ impl Fake {
     /// Events up to this one are no longer here.
     pub(crate) fn forget(&self, until: u64) {
         self.state.lock().unwrap().forgotten_until = until;
+    }
+
+    /// The records of a run can't be believed.
+    pub(crate) fn quarantine(&self, run_id: &str, why: &str) {
+        self.state.lock().unwrap().quarantine.insert(RunId::from(run_id), why.into());
+    }
+
+    /// One more agent that says much of itself: so many bytes.
+    pub(crate) fn talkative(&self, name: &str, bytes: usize) {
+        let talks = AgentView { software: "x".repeat(bytes), ..agent(name) };
+        self.state.lock().unwrap().agents.insert(AgentName::from(name), talks);
     }
 
     /// How often a run was really changed: retried requests must not count.
@@ -212,7 +224,7 @@ fn agent(name: &str) -> AgentView {
         instance: "i1".to_owned(),
         slots: 4,
         busy: 1,
-        last_beat_at: Timestamp::now(),
+        last_beat_at: Some(Timestamp::now()),
         actions: vec![("tls.certificate".to_owned(), "1.0.0".to_owned())],
         software: "test 1".to_owned(),
     }
@@ -376,6 +388,10 @@ impl Control for Fake {
         let state = self.state.lock().unwrap();
         let held = state.runs.get(id).filter(|h| h.run.namespace == *namespace);
         held.map(|h| Arc::clone(&h.run)).ok_or_else(|| error(Kind::NotFound, "RUN_NOT_FOUND", "there is no such run"))
+    }
+
+    fn quarantine(&self, id: &RunId) -> Option<Arc<str>> {
+        self.state.lock().unwrap().quarantine.get(id).cloned()
     }
 
     async fn list_runs(

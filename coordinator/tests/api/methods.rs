@@ -9,6 +9,7 @@ use muster_engine::run::{
 use muster_proto::v1::{
     self as pb, plan_playbook_request, run::State, start_run_request, wait_run_response::Outcome as Waited,
 };
+use prost::Message as _;
 use prost_types::{Struct, Value, value::Kind};
 use serde_json::json;
 
@@ -24,7 +25,7 @@ fn submit(yaml: &str) -> pb::SubmitPlaybookRequest {
 
 #[tokio::test]
 async fn playbooks_are_kept_by_revision() {
-    let served = served().await;
+    let served: Served = served().await;
     let mut client = served.playbooks().await;
     let first = client.submit_playbook(submit("playbook hello\nstep a")).await.unwrap().into_inner();
     let second = client.submit_playbook(submit("playbook hello\nstep a\nstep b")).await.unwrap().into_inner();
@@ -50,7 +51,7 @@ async fn playbooks_are_kept_by_revision() {
 
 #[tokio::test]
 async fn lint_tells_all_findings() {
-    let served = served().await;
+    let served: Served = served().await;
     let yaml = "playbook hello\nstep a\nstop b\nstap c".to_owned();
     let request = pb::LintPlaybookRequest { parent: NAMESPACE.to_owned(), yaml };
     let findings = served.playbooks().await.lint_playbook(request).await.unwrap().into_inner().findings;
@@ -60,7 +61,7 @@ async fn lint_tells_all_findings() {
 
 #[tokio::test]
 async fn a_plan_is_what_is_run() {
-    let served = served().await;
+    let served: Served = served().await;
     let mut client = served.playbooks().await;
     client.submit_playbook(submit("playbook hello\nstep a\nstep b")).await.unwrap();
     let inputs = Struct { fields: [("replicas".to_owned(), Value { kind: Some(Kind::NumberValue(3.0)) })].into() };
@@ -89,7 +90,7 @@ async fn a_plan_is_what_is_run() {
 
 #[tokio::test]
 async fn a_run_shows_everything() {
-    let served = served().await;
+    let served: Served = served().await;
     let run = served.started("playbook hello\nstep a\nstep b").await;
     assert_eq!(run.state(), State::Running);
     assert_eq!((run.owner.as_str(), run.note.as_str()), ("devops", "for a test"));
@@ -135,7 +136,7 @@ async fn a_run_shows_everything() {
 
 #[tokio::test]
 async fn runs_are_listed_by_page_and_filter() {
-    let served = served().await;
+    let served: Served = served().await;
     for n in 0..5 {
         let yaml = if n == 3 { "playbook other\nstep a" } else { "playbook hello\nstep a" };
         served.started(yaml).await;
@@ -166,7 +167,7 @@ async fn runs_are_listed_by_page_and_filter() {
 
 #[tokio::test]
 async fn a_run_is_paused_resumed_and_cancelled() {
-    let served = served().await;
+    let served: Served = served().await;
     let run = served.started("playbook hello\nstep a").await;
     let mut client = served.runs().await;
     let pause = pb::PauseRunRequest { name: run.name.clone(), reason: "lunch".to_owned(), ..Default::default() };
@@ -184,7 +185,7 @@ async fn a_run_is_paused_resumed_and_cancelled() {
 
 #[tokio::test]
 async fn explain_says_who_is_waited_for() {
-    let served = served().await;
+    let served: Served = served().await;
     let run = served.started("playbook hello\nstep a").await;
     let request = pb::ExplainRunRequest { name: run.name };
     let waiting = served.runs().await.explain_run(request).await.unwrap().into_inner().waiting;
@@ -194,7 +195,7 @@ async fn explain_says_who_is_waited_for() {
 
 #[tokio::test]
 async fn events_are_paged_with_what_happened() {
-    let served = served().await;
+    let served: Served = served().await;
     let run = served.started("playbook hello\nstep a").await;
     served.fake.work(&run.run_id, "a", done(json!({"x": 1})));
     let mut client = served.runs().await;
@@ -220,7 +221,7 @@ async fn events_are_paged_with_what_happened() {
 
 #[tokio::test]
 async fn no_event_is_lost_on_the_largest_pages() {
-    let served = served().await;
+    let served: Served = served().await;
     let run = served.started("playbook hello\nstep a").await;
     let mut client = served.runs().await;
     for _ in 0..1_000 {
@@ -243,7 +244,7 @@ async fn no_event_is_lost_on_the_largest_pages() {
 
 #[tokio::test]
 async fn wait_answers_at_the_end() {
-    let served = served().await;
+    let served: Served = served().await;
     let run = served.started("playbook hello\nstep a\nstep b").await;
     let mut client = served.runs().await;
     let request = pb::WaitRunRequest { name: run.name.clone(), ..Default::default() };
@@ -257,7 +258,7 @@ async fn wait_answers_at_the_end() {
 
 #[tokio::test]
 async fn a_wait_ends_when_a_person_is_needed() {
-    let served = served().await;
+    let served: Served = served().await;
     let run = served.started("playbook hello\nstep a").await;
     let mut client = served.runs().await;
     let request = pb::WaitRunRequest { name: run.name.clone(), ..Default::default() };
@@ -270,7 +271,7 @@ async fn a_wait_ends_when_a_person_is_needed() {
 
 #[tokio::test]
 async fn a_wait_is_over_in_time_and_before_the_callers_deadline() {
-    let served = served().await;
+    let served: Served = served().await;
     let run = served.started("playbook hello\nstep a").await;
     let mut client = served.runs().await;
     let timeout = Some(prost_types::Duration { seconds: 0, nanos: 1_000_000 });
@@ -286,7 +287,7 @@ async fn a_wait_is_over_in_time_and_before_the_callers_deadline() {
 
 #[tokio::test]
 async fn milestones_are_listed_and_watched() {
-    let served = served().await;
+    let served: Served = served().await;
     let mut client = served.milestones().await;
     let first = served.started("playbook hello\nstep a").await;
     let all = pb::WatchMilestonesRequest { parent: NAMESPACE.to_owned() };
@@ -313,7 +314,7 @@ async fn milestones_are_listed_and_watched() {
 
 #[tokio::test]
 async fn the_watch_of_a_runs_milestones_ends_with_it() {
-    let served = served().await;
+    let served: Served = served().await;
     let run = served.started("playbook hello\nstep a").await;
     let request = pb::WatchMilestonesRequest { parent: run.name.clone() };
     let mut watch = served.milestones().await.watch_milestones(request).await.unwrap().into_inner();
@@ -342,8 +343,41 @@ async fn agents_are_listed_and_drained() {
 }
 
 #[tokio::test]
+async fn a_page_of_agents_that_say_much_ends_early_and_goes_on() {
+    let served: Served = served().await;
+    for n in 0..8 {
+        served.fake.talkative(&format!("loud-{n}"), 300 * 1024);
+    }
+    let mut client = served.agents().await;
+    let mut list = pb::ListAgentsRequest { parent: NAMESPACE.to_owned(), page_size: 100, ..Default::default() };
+    let mut seen = Vec::new();
+    loop {
+        let page = client.list_agents(list.clone()).await.unwrap().into_inner();
+        assert!(page.encoded_len() < 1024 * 1024 + 1024, "{} bytes", page.encoded_len());
+        seen.extend(page.agents.into_iter().map(|a| a.agent_id));
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        list.page_token = page.next_page_token;
+    }
+    let all: Vec<_> = (1..=2).map(|n| format!("infra-{n}")).chain((0..8).map(|n| format!("loud-{n}"))).collect();
+    assert_eq!(seen, all);
+}
+
+#[tokio::test]
+async fn a_quarantined_run_says_so_wherever_it_is_shown() {
+    let served: Served = served().await;
+    let run = served.started("playbook hello\nstep a\nstep b").await;
+    let before = served.runs().await.get_run(get(&run.name)).await.unwrap().into_inner();
+    served.fake.quarantine(&run.run_id, "record 7 is damaged");
+    let shown = served.runs().await.get_run(get(&run.name)).await.unwrap().into_inner();
+    assert_eq!((shown.state(), shown.state_reason.as_str()), (pb::run::State::Quarantined, "record 7 is damaged"));
+    assert_eq!((shown.steps, shown.sequence), (before.steps, before.sequence), "the rest is as it was");
+}
+
+#[tokio::test]
 async fn validate_only_starts_nothing() {
-    let served = served().await;
+    let served: Served = served().await;
     let mut client = served.runs().await;
     let request = pb::StartRunRequest { validate_only: true, ..start("playbook hello\nstep a") };
     let run = client.start_run(request).await.unwrap().into_inner();

@@ -192,6 +192,8 @@ async fn a_drained_agent_gets_nothing_new_even_after_a_restart() {
     assert!(agent.gets_nothing_for(Duration::from_secs(30)).await);
     assert!(agent.heard.lock().unwrap().last().unwrap().orders.contains(&Order::Drain));
     house.crash_and_reopen().await;
+    let view = house.up.agent(&ns(), &"infra-1".into()).await.unwrap();
+    assert_eq!((view.state, view.last_beat_at), ("DRAINING", None), "it has not answered this coordinator yet");
     agent.register_again().await;
     assert!(agent.gets_nothing_for(Duration::from_secs(30)).await);
     agent.fall_silent();
@@ -215,6 +217,8 @@ async fn an_agent_that_holds_what_the_journal_lacks_quarantines_that_run_alone()
     let pause = Command::Pause { reason: "look".into() };
     let refused = house.up.command_run(&ns(), &run.id, pause, &operator()).await;
     assert_eq!(refused.unwrap_err().code, "RUN_QUARANTINED");
+    assert!(house.up.quarantine(&run.id).is_some_and(|why| why.contains("attempt 9")));
+    assert_eq!(house.up.quarantine(&other.id), None);
     let explained = house.up.explain_run(&ns(), &run.id).await.unwrap();
     assert!(explained[0].waits_for.contains("attempt 9 of step s0"), "{explained:?}");
     assert!(explained[0].hint.starts_with("stop the coordinator, then"), "{explained:?}");

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use muster_engine::playbook::controls_display;
+
 /// With everything escaped that a terminal obeys, or by which text reads otherwise than it is. Line ends and tabs stay.
 pub(super) fn visible(text: &str) -> Cow<'_, str> {
     if !text.contains(acts) {
@@ -20,7 +22,7 @@ pub(super) fn visible(text: &str) -> Cow<'_, str> {
 }
 
 fn acts(c: char) -> bool {
-    (c.is_control() && !matches!(c, '\n' | '\t')) || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    controls_display(c) && !matches!(c, '\n' | '\t')
 }
 
 #[cfg(test)]

@@ -184,8 +184,7 @@ impl Lint<'_> {
 
     /// A text for people, who see it as it is.
     fn readable(&mut self, path: &Path, text: &str) {
-        let unreadable = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if let Some((offset, c)) = text.chars().enumerate().find(|(_, c)| unreadable(*c)) {
+        if let Some((offset, c)) = text.chars().enumerate().find(|(_, c)| super::controls_display(*c)) {
             let at = self.inside(path, text, offset);
             let message = format!("there is a {} in it, which controls how the rest is shown", c.escape_unicode());
             self.findings.error_at(at, path, "INVALID_VALUE", message).hint("write one line of plain text");

@@ -1,6 +1,7 @@
-//! Resource names, and the fields that every service checks alike.
+//! Resource names, pages, and the fields that every service checks alike.
 
 use muster_engine::ids::{AgentName, Digest, Namespace, RunId, StepId};
+use prost::Message;
 use tonic::Status;
 use uuid::Uuid;
 
@@ -13,6 +14,8 @@ use crate::{
 pub const DEFAULT_PAGE_SIZE: usize = 50;
 /// Most items on a page.
 pub const MAX_PAGE_SIZE: usize = 1_000;
+/// A page ends early rather than be larger than this, in bytes: what others say of themselves may be long.
+const PAGE_BYTES: usize = 1024 * 1024;
 /// Longest reason or note, in characters.
 const MAX_TEXT: usize = 1_000;
 /// Longest page token, in bytes.
@@ -158,6 +161,19 @@ pub fn page(size: i32, token: &str) -> Result<usize, Status> {
     }
 }
 
+/// The first of the items, as many as a page has bytes for; at least one.
+pub fn fitting<T: Message>(items: impl Iterator<Item = T>) -> Vec<T> {
+    let (mut page, mut bytes) = (Vec::new(), 0);
+    for item in items {
+        bytes += item.encoded_len();
+        if bytes > PAGE_BYTES && !page.is_empty() {
+            break;
+        }
+        page.push(item);
+    }
+    page
+}
+
 /// Why something is asked for; has to be there.
 pub fn reason(text: String) -> Result<String, Status> {
     if text.trim().is_empty() {
@@ -242,6 +258,17 @@ mod tests {
         assert_eq!(page(0, "").unwrap(), DEFAULT_PAGE_SIZE);
         assert_eq!(page(7, "").unwrap(), 7);
         assert_eq!(page(i32::MAX, "").unwrap(), MAX_PAGE_SIZE);
+        let long = |n: usize| (0..n).map(|_| "x".repeat(PAGE_BYTES / 4));
+        assert_eq!(
+            (fitting(long(3)).len(), fitting(long(9)).len()),
+            (3, 3),
+            "a quarter and its head, four times, is too much"
+        );
+        assert_eq!(
+            fitting(std::iter::once("x".repeat(2 * PAGE_BYTES))).len(),
+            1,
+            "one always fits, or nobody comes past it"
+        );
         assert!(page(-1, "").is_err());
         assert!(page(0, &"t".repeat(10_000)).is_err());
     }

@@ -103,6 +103,11 @@ pub fn state_of(run: &Run) -> pb::run::State {
     state(run_state(run))
 }
 
+/// A run whose records can't be believed: as it was before, but for its state.
+pub fn quarantined(before: &Run, why: &str) -> pb::Run {
+    pb::Run { state: pb::run::State::Quarantined.into(), state_reason: why.to_owned(), ..run(before) }
+}
+
 /// A milestone in a list.
 pub fn milestone(namespace: &Namespace, view: &MilestoneView) -> pb::Milestone {
     let run = run_name(namespace, &view.run);
