@@ -160,6 +160,16 @@ mod tests {
         assert_eq!(Lock::take(folder.path(), "i-2").unwrap().dead(), Vec::<String>::new());
     }
 
+    /// A child between `fork` and `exec` holds the same open file.
+    #[test]
+    fn is_given_back_though_a_child_is_being_started() {
+        let folder = tempfile::tempdir().unwrap();
+        let lock = Lock::take(folder.path(), "i-1").unwrap();
+        let _held_by_a_child = lock.locked.try_clone().unwrap();
+        drop(lock);
+        assert!(Lock::take(folder.path(), "i-2").is_ok());
+    }
+
     #[test]
     fn names_the_dead_and_only_them() {
         let folder = tempfile::tempdir().unwrap();

@@ -73,7 +73,7 @@ fn session() -> Session {
 
 #[test]
 fn the_first_command_of_a_newcomer() {
-    let mut session = session();
+    let session = session();
     let output = session.quietly(&["dev", "hello.yaml"]);
     let (data, said) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert_eq!(output.status.code(), Some(0), "{data}{said}");

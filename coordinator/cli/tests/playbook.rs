@@ -40,8 +40,8 @@ fn a_plan_needs_no_coordinator() {
 
 #[test]
 fn the_same_inputs_give_the_same_digest() {
-    let mut session = session();
-    let mut digest = |more: &[&str]| {
+    let session = session();
+    let digest = |more: &[&str]| {
         let args = [&["playbook", "plan", "--offline", "hello.yaml", "-o", "json"], more].concat();
         let plan: serde_json::Value = serde_json::from_slice(&session.quietly(&args).stdout).unwrap();
         plan["digest"].as_str().unwrap().to_owned()

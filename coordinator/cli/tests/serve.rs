@@ -108,6 +108,75 @@ fn damage_is_named() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("JOURNAL_DAMAGED"));
 }
 
+/// The batch with the first of these events, and everything after it, is not there any more.
+fn lose_from(log: &std::path::Path, event: &[u8]) {
+    let mut bytes = std::fs::read(log).unwrap();
+    let at = bytes.windows(event.len()).position(|w| w == event).expect("the event is journalled");
+    let before = bytes[..at].windows(10).rposition(|w| w == b"\n{\"batch\":").expect("there is a batch before");
+    let end = before + 2 + bytes[before + 1..].iter().position(|b| *b == b'\n').unwrap();
+    bytes[end..].fill(0);
+    std::fs::write(log, bytes).unwrap();
+}
+
+/// The end of a log is gone: nothing is served until a person accepts that, and then the run that was open waits for one. Nothing
+/// that was done is done again under the number it had.
+#[test]
+fn an_accepted_loss_pauses_what_was_open() {
+    let mut session = Session::new();
+    let nats = Nats::start(&session);
+    let listen = format!("127.0.0.1:{}", support::closed_port());
+    session.env("MUSTER_SERVER", &format!("http://{listen}"));
+    session.env("MUSTER_DATA_DIR", "data");
+    session.env("MUSTER_LOG", "off");
+    session.write(
+        "nothing.yaml",
+        &NOTHING.replace(
+            "needs: [first], agent: {role: bench}",
+            "needs: [first], agent: {role: bench, labels: {site: moon}}",
+        ),
+    );
+    let server = Server::start(&session, &serve(&nats.url, &listen, "data"));
+    wait_for("the coordinator answers", || answers(&session, &["agent", "list"]));
+    let command = ["agent", "run", "--role", "bench", "--nats", &nats.url, "--data-dir", "agent"];
+    let agent = Server::start(&session, &command);
+    wait_for("the agent registers", || answers(&session, &["agent", "get", "bench-1"]));
+    let run = answers(&session, &["run", "start", "nothing.yaml"]).expect("the run starts");
+    let run = run["runId"].as_str().expect("a run has an id").to_owned();
+    let get = || answers(&session, &["run", "get", &run]).expect("the run is there");
+    wait_for("the first step is done", || (get()["steps"][0]["state"] == "STATE_SUCCEEDED").then_some(()));
+    agent.stop();
+    server.stop();
+
+    lose_from(&session.folder("data/log").join("00000000000000000001.jsonl"), b"attempt_ended");
+    let refused = session.quietly(&serve(&nats.url, &listen, "data"));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("JOURNAL_DAMAGED"), "{refused:?}");
+
+    let accepting = [&serve(&nats.url, &listen, "data")[..], &["--accept-loss"]].concat();
+    let server = Server::start(&session, &accepting);
+    wait_for("the coordinator answers", || answers(&session, &["agent", "list"]));
+    let agent = Server::start(&session, &command);
+    let paused = get();
+    assert_eq!(paused["state"], "STATE_WAITING", "{paused:#}");
+    assert!(paused["pause"]["question"].as_str().is_some_and(|q| q.contains("what have its steps done")), "{paused}");
+    wait_for("the lost attempt has ended", || (get()["steps"][0]["state"] == "STATE_FAILED").then_some(()));
+    let waiting = get();
+    assert_eq!(waiting["steps"][0]["attempts"].as_array().map(Vec::len), Some(1), "{waiting}");
+    assert!(!waiting["pause"].is_null(), "nothing follows before a person has looked: {waiting}");
+    for command in [["step", "retry", &run, "first"].as_slice(), &["run", "resume", &run]] {
+        let output = session.quietly(&[command, &["--reason", "looked"]].concat());
+        assert!(output.status.success(), "{output:?}");
+    }
+    let done = wait_for("the step is done", || Some(get()).filter(|run| run["steps"][0]["state"] == "STATE_SUCCEEDED"));
+    assert_eq!(done["steps"][0]["attempts"][1]["number"], 1_001, "{done}");
+    agent.stop();
+    server.stop();
+
+    let server = Server::start(&session, &serve(&nats.url, &listen, "data"));
+    wait_for("the coordinator answers without the flag", || answers(&session, &["agent", "list"]));
+    assert!(get()["pause"].is_null(), "nobody is asked twice");
+    server.stop();
+}
+
 #[test]
 fn what_can_not_be_served_is_said() {
     let mut session = Session::new();

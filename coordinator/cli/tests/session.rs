@@ -39,7 +39,7 @@ fn a_server_that_does_not_answer_is_named() {
 
 #[test]
 fn completions_are_scripts() {
-    let mut session = Session::new();
+    let session = Session::new();
     let bash = session.quietly(&["completions", "bash"]);
     assert!(bash.status.success());
     assert!(String::from_utf8_lossy(&bash.stdout).contains("complete -F _muster"));

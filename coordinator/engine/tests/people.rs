@@ -147,6 +147,52 @@ fn a_phase_does_not_end_while_the_run_is_paused() {
     assert_eq!(world.ended(), Some(RunOutcome::Succeeded));
 }
 
+/// A person who pauses wants to look before anything is taken back.
+#[test]
+fn nothing_is_walked_back_while_the_run_is_paused() {
+    let paused = || {
+        let mut world = World::new(simple(vec![step("a", &[]), step("b", &[0])]));
+        world.change("a");
+        world.assign("b");
+        world.command(&pause());
+        world.finish("b", failed(FailureKind::Permanent));
+        assert_eq!((&world.run.state, world.places().len()), (&RunState::Running, 0));
+        assert!(world.run.explain(world.now)[0].hint.contains("retry or resolve it first"));
+        world
+    };
+    let mut world = paused();
+    world.command(&resume());
+    assert_eq!(world.run.state, RunState::RollingBack);
+
+    let mut world = paused();
+    world.command(&Command::RetryStep { step: "b".into(), reason: "mended".to_owned() });
+    world.command(&resume());
+    assert_eq!((&world.run.state, world.places().len()), (&RunState::Running, 1));
+
+    for (resolution, outcome) in [(Resolution::Succeeded, true), (Resolution::Skip, true), (Resolution::Failed, false)]
+    {
+        let mut world = paused();
+        let answer = resolve("b", resolution);
+        assert_eq!(world.try_command(&answer).is_ok(), outcome);
+        world.command(&resume());
+        assert_eq!(world.ended(), outcome.then_some(RunOutcome::Succeeded));
+    }
+}
+
+#[test]
+fn a_walk_back_begins_ends_and_is_cancelled_only_when_the_run_goes_on() {
+    let mut world = World::new(simple(vec![step("a", &[]), step("z", &[0])]));
+    world.change("a");
+    world.assign("z");
+    world.finish("z", failed(FailureKind::Permanent));
+    world.assign("a");
+    world.command(&pause());
+    world.finish("a", ok(json!({})));
+    assert_eq!(world.ended(), None);
+    world.command(&resume());
+    assert_eq!(world.ended(), Some(RunOutcome::Failed));
+}
+
 #[test]
 fn a_question_can_be_answered_in_four_ways() {
     for (resolution, state, outcome) in [

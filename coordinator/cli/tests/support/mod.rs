@@ -74,7 +74,7 @@ impl Session {
     }
 
     /// Run a command without writing it down.
-    pub(crate) fn quietly(&mut self, args: &[&str]) -> Output {
+    pub(crate) fn quietly(&self, args: &[&str]) -> Output {
         self.command(args).output().unwrap()
     }
 

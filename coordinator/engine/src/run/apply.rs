@@ -297,6 +297,7 @@ impl Run {
         refuse(self.pause.is_none(), "the run is not paused")?;
         self.pause = None;
         touched.run = true;
+        touched.steps.extend(self.failed_in_active_phase());
         self.wait_afresh(at, touched);
         Ok(())
     }

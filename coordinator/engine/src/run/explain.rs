@@ -80,6 +80,14 @@ impl Run {
                 && pause.question.is_some()
         });
         let by_itself = pause.question.is_some();
+        let held = self.failed_in_active_phase().find_map(|i| self.fails_with(i).map(|reason| (i, reason)));
+        let mut hint = pause.question.clone().unwrap_or_else(|| "resume the run, or cancel it".to_owned());
+        if let Some((i, reason)) = held {
+            let id = &self.plan.steps[i].id;
+            hint = format!(
+                "{hint}; step {id} failed ({reason}): retry or resolve it first, or the run is walked back when it resumes"
+            );
+        }
         Some(Waiting {
             subject: gate.map_or(WaitingSubject::Run, |p| WaitingSubject::Gate(self.plan.phases[p].id.clone())),
             waits_for: if by_itself { pause.reason.clone() } else { format!("the run is paused: {}", pause.reason) },
@@ -87,7 +95,7 @@ impl Run {
             since: pause.since,
             next_action: "the owner is reminded".to_owned(),
             next_at: Some(pause.remind_at),
-            hint: pause.question.clone().unwrap_or_else(|| "resume the run, or cancel it".to_owned()),
+            hint,
         })
     }
 

@@ -142,6 +142,9 @@ impl Run {
         if self.awake.is_empty() && self.pause.is_none() {
             return Err(self.broken("waits for nothing and has not ended"));
         }
+        if self.pause.is_none() && self.failed_in_active_phase().any(|i| self.fails_with(i).is_some()) {
+            return Err(self.broken("goes on though a step has failed that it can't go on without"));
+        }
         if self.wake_up(jiff::Timestamp::MIN).is_none() {
             return Err(self.broken("has nothing that wakes it"));
         }

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::{
     ids::{Actor, AgentName, AttemptNumber, Digest, HostLabel, InstanceId, Namespace, RunId, StepId},
-    plan::Plan,
+    plan::{OnFailure, Plan},
     run::event::{AttemptEnd, Criterion, GateVerdict, PhaseOutcome, Purpose, QuestionKind, RunOutcome, StatusNote},
 };
 
@@ -330,6 +330,21 @@ impl Run {
         self.steps[i].live_attempt().is_some_and(|(number, a)| {
             a.status.is_some() || self.steps[i].prepared.contains_key(&number) || number < self.attempts_from
         })
+    }
+
+    /// Indexes of the failed steps of the phase that is active.
+    pub(crate) fn failed_in_active_phase(&self) -> impl Iterator<Item = usize> + '_ {
+        let active = self.phases.iter().zip(&self.plan.phases).filter(|(p, _)| p.state == PhaseState::Active);
+        let steps = active.flat_map(|(_, planned)| planned.steps.iter().copied());
+        steps.filter(|i| matches!(self.steps[*i].state, StepState::Failed { .. }))
+    }
+
+    /// Why the step has failed, if the run does not go on without it.
+    pub(crate) fn fails_with(&self, i: usize) -> Option<&str> {
+        match (&self.steps[i].state, self.plan.steps[i].on_failure) {
+            (StepState::Failed { reason }, OnFailure::Undo) if self.state == RunState::Running => Some(reason),
+            _ => None,
+        }
     }
 
     /// It is over.

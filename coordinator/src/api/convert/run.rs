@@ -236,7 +236,7 @@ fn step_of(run: &Run, run_name: &str, step: &Step, planned: &PlannedStep) -> pb:
         done: step.done,
         undo: undo(&planned.undo),
         max_attempts: planned.retry.max_attempts,
-        attempts: step.attempts.iter().zip(1..).map(|(a, number)| attempt(a, number)).collect(),
+        attempts: step.attempts.iter().map(attempt).collect(),
         ..pb::Step::default()
     };
     fill_state(&mut shown, step, planned);
@@ -303,9 +303,9 @@ fn purpose(purpose: Purpose) -> pb::attempt::Purpose {
     }
 }
 
-fn attempt(attempt: &Attempt, number: u32) -> pb::Attempt {
+fn attempt(attempt: &Attempt) -> pb::Attempt {
     let mut shown = pb::Attempt {
-        number,
+        number: attempt.number,
         purpose: purpose(attempt.purpose).into(),
         agent: attempt.agent.to_string(),
         instance: attempt.instance.to_string(),

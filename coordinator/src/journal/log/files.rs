@@ -49,7 +49,7 @@ pub(crate) fn segments(data: &Path) -> Result<Vec<(u64, PathBuf)>, OpenError> {
 /// The right to use a data directory, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    file: File,
+    pub(super) file: File,
 }
 
 impl Drop for Lock {

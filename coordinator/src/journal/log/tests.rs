@@ -138,3 +138,13 @@ fn appends_over_the_queues_limit_are_refused_at_once() {
     assert!(results.iter().all(|r| matches!(r, Ok(_) | Err(AppendError::Unavailable(_)))));
     assert_eq!(all(&journal, 0).len(), taken);
 }
+
+/// A child between `fork` and `exec` holds the same open file.
+#[test]
+fn the_lock_is_given_back_though_a_child_is_being_started() {
+    let dir = scratch();
+    let lock = files::lock(dir.path()).unwrap();
+    let _held_by_a_child = lock.file.try_clone().unwrap();
+    drop(lock);
+    assert!(files::lock(dir.path()).is_ok());
+}

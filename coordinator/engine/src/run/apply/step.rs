@@ -136,7 +136,7 @@ impl Run {
             StepState::Active => step.live_attempt().is_some_and(|(_, a)| a.purpose == Purpose::Undo),
             StepState::Failed { .. } => {
                 refuse(self.state != RunState::Running, "the run is over but for its walk back")?;
-                refuse(!matches!(next, StepNext::Queued { .. }), "a failed step can only be tried again")?;
+                refuse(matches!(next, StepNext::Failed { .. }), "the step has failed already")?;
                 false
             }
             StepState::Pending

@@ -121,6 +121,7 @@ pub(super) fn resolve(run: &Run, id: &StepId, answer: &Answer<'_>, now: Timestam
         StepState::Failed { .. } if answer.resolution == Resolution::Retry => {
             return retry(run, id, answer.reason, now);
         }
+        StepState::Failed { .. } if answer.resolution != Resolution::Failed && may_go_on(run, i) => Purpose::Run,
         StepState::Active
         | StepState::Failed { .. }
         | StepState::Pending

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::next::StepAt;
 use crate::{
-    plan::{OnFailure, PlannedGate},
+    plan::PlannedGate,
     policy::{gate, timeout},
     run::{
         Event, Run, Touched, eval,
@@ -21,6 +21,8 @@ use crate::{
 pub(super) fn consequences(run: &Run, fresh: &Touched, now: Timestamp) -> Vec<Event> {
     match &run.state {
         RunState::Running => running(run, fresh, now),
+        // A pause holds what can't be taken back; what ended meanwhile is looked at when the run goes on.
+        RunState::Cancelling | RunState::RollingBack if run.pause.is_some() => Vec::new(),
         RunState::Cancelling => cancelling(run),
         RunState::RollingBack => rolling_back(run, now),
         RunState::Ended { .. } => Vec::new(),
@@ -28,18 +30,8 @@ pub(super) fn consequences(run: &Run, fresh: &Touched, now: Timestamp) -> Vec<Ev
 }
 
 fn running(run: &Run, fresh: &Touched, now: Timestamp) -> Vec<Event> {
-    let failed = fresh.steps.iter().find_map(|i| match &run.steps[*i].state {
-        StepState::Failed { reason } => Some((*i, reason)).filter(|(i, _)| decides_the_run(run, *i)),
-        StepState::Pending
-        | StepState::Queued { .. }
-        | StepState::Active
-        | StepState::Asking { .. }
-        | StepState::Succeeded
-        | StepState::Skipped { .. }
-        | StepState::Cancelled
-        | StepState::Undone => None,
-    });
-    if let Some((i, reason)) = failed {
+    let failed = fresh.steps.iter().find_map(|i| run.fails_with(*i).map(|reason| (*i, reason)));
+    if let Some((i, reason)) = failed.filter(|_| run.pause.is_none()) {
         return give_up(run, &format!("step {} failed: {reason}", run.plan.steps[i].id));
     }
     let skipped = skip_dependents(run, fresh);
@@ -63,13 +55,6 @@ fn running(run: &Run, fresh: &Touched, now: Timestamp) -> Vec<Event> {
     }
 }
 
-fn decides_the_run(run: &Run, i: usize) -> bool {
-    match run.plan.steps[i].on_failure {
-        OnFailure::Undo => true,
-        OnFailure::Pause | OnFailure::Continue => false,
-    }
-}
-
 /// The active phase has failed, and the walk back is wanted.
 fn give_up(run: &Run, reason: &str) -> Vec<Event> {
     let active = run.phases.iter().zip(&run.plan.phases).find(|(p, _)| p.state == PhaseState::Active);
@@ -82,7 +67,8 @@ fn give_up(run: &Run, reason: &str) -> Vec<Event> {
 fn skip_dependents(run: &Run, fresh: &Touched) -> Vec<Event> {
     let index = run.plan.facts();
     let mut behind = std::collections::BTreeMap::new();
-    for failed in fresh.steps.iter().filter(|i| matches!(run.steps[**i].state, StepState::Failed { .. })) {
+    let goes_on = |i: usize| matches!(run.steps[i].state, StepState::Failed { .. }) && run.fails_with(i).is_none();
+    for failed in fresh.steps.iter().filter(|i| goes_on(**i)) {
         let mut open = vec![*failed];
         while let Some(i) = open.pop() {
             for d in index.dependents(i) {

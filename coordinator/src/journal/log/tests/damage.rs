@@ -123,12 +123,12 @@ fn an_accepted_loss_begins_a_new_life_and_is_not_asked_for_again() {
     fs::write(&file, &bytes).unwrap();
     let old = files::clusters(dir.path()).unwrap()[0].id.clone();
     let (journal, opening) = LogJournal::open(dir.path(), accepting()).unwrap();
-    assert!(opening.accepted_loss && opening.cluster != old, "{opening:?}");
+    assert!(opening.accepted_loss && opening.after_loss && opening.cluster != old, "{opening:?}");
     assert_eq!(journal.head().position, Position(4));
     append(&journal, vec![to("run/1", 1, &["again"])]).unwrap();
     drop(journal);
     let (journal, opening) = open(&dir);
-    assert!(!opening.accepted_loss && opening.losses.is_empty(), "{opening:?}");
+    assert!(!opening.accepted_loss && opening.after_loss && opening.losses.is_empty(), "{opening:?}");
     assert_eq!((journal.cluster(), all(&journal, 0).len()), (&*opening.cluster, 5));
     assert_eq!(files::clusters(dir.path()).unwrap().len(), 2);
 }
