@@ -21,6 +21,7 @@ mod intake;
 mod new_life;
 mod playbooks;
 mod projector;
+mod quarantine;
 mod recovery;
 mod report;
 mod requests;
@@ -56,6 +57,7 @@ use self::{
     intake::{Intake, Unreadable},
     playbooks::Planning,
     projector::Projector,
+    quarantine::Quarantine,
     requests::Request,
     run_task::RunTask,
     runs::{Runs, Statuses},
@@ -215,7 +217,6 @@ impl Coordinator {
             shared.tell(entry, Message::RestartClocks);
         }
         for (id, why, run) in recovered.quarantined {
-            error!(run_id = %id, "the run is put in quarantine: {why}");
             shared.keep_quarantined(id, &why, run);
         }
         intake.serve(&shared);
@@ -287,6 +288,7 @@ pub(crate) struct Shared {
     runs: Runs,
     statuses: Statuses,
     projector: Projector,
+    quarantine: Quarantine,
     planning: Planning,
     milestones: broadcast::Sender<(Namespace, MilestoneView)>,
     figures: Figures,
@@ -318,6 +320,7 @@ impl Shared {
             timers: Timers::default(),
             runs: Runs::default(),
             projector: Projector::new(),
+            quarantine: Quarantine::default(),
             planning: Planning::default(),
             milestones: broadcast::Sender::new(MILESTONE_BACKLOG),
             figures: Figures::new(),
@@ -354,6 +357,7 @@ impl Shared {
             }
             figures::measure(self);
             let now = self.clock.now();
+            self.remind_of_quarantine(now);
             if !self.bus.is_connected() {
                 // Nobody can be heard: silence says nothing.
                 self.registry.restart_leases(now);
@@ -451,7 +455,7 @@ impl Shared {
             |r| r.namespace.clone(),
         );
         let (entry, _) = RunEntry::new(self.runs.next_key(), id, namespace, run.clone());
-        entry.quarantine(why);
+        self.put_in_quarantine(&entry, why);
         if let Some(run) = run {
             self.projector.changed(&entry, &run);
         }

@@ -25,7 +25,7 @@ pub const ATTEMPTS_ENDED: &str = "muster_attempts_ended_total";
 /// How long a run's append took until it was on disk.
 pub const APPEND_SECONDS: &str = "muster_append_seconds";
 /// Runs in quarantine.
-pub const RUNS_QUARANTINED: &str = "muster_runs_quarantined_total";
+pub const RUNS_QUARANTINED: &str = "muster_runs_quarantined";
 /// Runs in memory.
 pub const RUNS_IN_MEMORY: &str = "muster_runs_in_memory";
 /// Steps that wait for an agent.
@@ -60,7 +60,7 @@ fn describe() {
     describe_counter!(ATTEMPTS_ASSIGNED, "Attempts assigned to agents, by purpose");
     describe_counter!(ATTEMPTS_ENDED, "Attempts ended, by how");
     describe_histogram!(APPEND_SECONDS, Unit::Seconds, "Time of a run's append until it was on disk");
-    describe_counter!(RUNS_QUARANTINED, "Runs put in quarantine");
+    describe_gauge!(RUNS_QUARANTINED, "Runs in quarantine");
     describe_gauge!(RUNS_IN_MEMORY, "Runs in memory");
     describe_gauge!(STEPS_WAITING, "Steps that wait for an agent");
     describe_gauge!(AGENTS_ALIVE, "Agents that answer");

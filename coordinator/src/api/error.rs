@@ -119,10 +119,16 @@ pub fn bad_field(reason: Reason, field: &str, message: impl Into<String>, hint: 
 pub fn from_control(error: ControlError) -> Status {
     let hint = if error.hint.is_empty() { hint_of(error.kind).to_owned() } else { cut(error.hint, DESCRIPTION_LIMIT) };
     let mut metadata = HashMap::from([("hint".to_owned(), hint)]);
-    let violations = violations(&error.findings);
+    let mut violations = violations(&error.findings);
     if !error.findings.is_empty() {
         metadata.insert("findings".to_owned(), error.findings.len().to_string());
         metadata.insert("findings_shown".to_owned(), violations.len().to_string());
+    }
+    let left_out = error.findings.len() - violations.len();
+    if left_out > 0 {
+        let mut more = FieldViolation::new("", format!("and {left_out} more, which LintPlaybook lists"));
+        "MORE_FINDINGS".clone_into(&mut more.reason);
+        violations.push(more);
     }
     let mut details = ErrorDetails::with_error_info(error.code, DOMAIN, metadata);
     if !violations.is_empty() {
@@ -210,7 +216,9 @@ pub(super) fn complete(status: &Status) -> Option<Status> {
     }
     let (reason, hint) = match status.code() {
         Code::Unimplemented => (Reason::MethodUnknown, "list the methods by reflection"),
-        Code::OutOfRange | Code::ResourceExhausted => (Reason::MessageTooLarge, "send less in one message"),
+        Code::OutOfRange | Code::ResourceExhausted => {
+            (Reason::MessageTooLarge, "send less in one message; a playbook has at most 1 MiB")
+        }
         Code::DeadlineExceeded | Code::Cancelled => (Reason::DeadlineExceeded, "allow more time"),
         Code::InvalidArgument | Code::Internal => (Reason::MessageInvalid, "send what the method's description says"),
         Code::Ok
@@ -287,7 +295,11 @@ mod tests {
         assert_eq!(shown[0].field, "spec.phases[999].stepz");
         let info = details.error_info().unwrap();
         assert_eq!(info.metadata["findings"], "301");
-        assert_eq!(info.metadata["findings_shown"], shown.len().to_string());
+        assert_eq!(info.metadata["findings_shown"], (shown.len() - 1).to_string());
+        assert_eq!(
+            shown.last().unwrap().description,
+            format!("and {} more, which LintPlaybook lists", 302 - shown.len())
+        );
     }
 
     #[test]

@@ -42,8 +42,7 @@ pub(super) fn agent_not_found(name: &AgentName) -> ControlError {
 
 pub(super) fn quarantined(id: &RunId, why: &str) -> ControlError {
     let message = format!("run {id} is in quarantine: {why}");
-    let hint =
-        "stop the coordinator, then muster journal verify names what is wrong; the run is left as it is until then";
+    let hint = "stop the coordinator, then muster journal verify names what is wrong, and docs/journal.md what to do; the run is left as it is until then";
     error(ControlErrorKind::FailedPrecondition, "RUN_QUARANTINED", message, hint)
 }
 

@@ -12,13 +12,14 @@ impl Shared {
         let now = self.clock.now();
         let Some(run) = view.run else { return Vec::new() };
         if let Some(why) = view.quarantine {
+            let (since, remind_at) = self.quarantine.times(&entry.id).unzip();
             return vec![Explanation {
                 subject: "run".to_owned(),
                 waits_for: format!("its records to be whole: {why}"),
                 on_whom: "whoever operates this coordinator".to_owned(),
-                since: run.updated_at,
-                next_action: "the run is left as it is until then".to_owned(),
-                next_at: None,
+                since: since.unwrap_or(run.updated_at),
+                next_action: "the log names it again; the run is left as it is until then".to_owned(),
+                next_at: remind_at,
                 hint: "stop the coordinator, then muster journal verify names what is wrong".to_owned(),
             }];
         }

@@ -12,7 +12,7 @@ use super::{
     run_task::{AGAIN_AFTER, AGAIN_AT_MOST, Flow, RunTask},
     turn::{Pending, Turn},
 };
-use crate::{journal::AppendError, metrics::RUNS_QUARANTINED};
+use crate::journal::AppendError;
 
 impl RunTask {
     /// The append failed: nothing has happened, or everything, and the journal knows. Go on from what it says.
@@ -89,7 +89,6 @@ impl RunTask {
     }
 
     pub(super) fn quarantine(&mut self, turn: Turn, why: &str) -> Flow {
-        error!(run_id = %self.entry.id, "the run is put in quarantine: {why}");
         for pending in turn.answers {
             match pending {
                 Pending::Report(to, _) => to.send(reply(&ReportReply::Retry { why: format!("quarantine: {why}") })),
@@ -97,8 +96,7 @@ impl RunTask {
                 Pending::Refused(answer, e) => drop(answer.send(Err(*e))),
             }
         }
-        metrics::counter!(RUNS_QUARANTINED).increment(1);
-        self.entry.quarantine(why);
+        self.shared.put_in_quarantine(&self.entry, why);
         for watcher in self.watchers.drain(..) {
             watcher.end(errors::quarantined(&self.entry.id, why));
         }

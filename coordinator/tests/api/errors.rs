@@ -32,7 +32,9 @@ async fn findings_beyond_a_header_are_counted() {
     let request = pb::SubmitPlaybookRequest { parent: NAMESPACE.to_owned(), yaml, ..Default::default() };
     let status = served.playbooks().await.submit_playbook(request).await.unwrap_err();
     let details = details(&status);
-    let shown = details.bad_request().unwrap().field_violations.len();
+    let violations = &details.bad_request().unwrap().field_violations;
+    let shown = violations.len() - 1;
+    assert_eq!(violations[shown].description, format!("and {} more, which LintPlaybook lists", 500 - shown));
     let metadata = &details.error_info().unwrap().metadata;
     assert_eq!((metadata["findings"].as_str(), &metadata["findings_shown"]), ("500", &shown.to_string()));
     assert!((10..500).contains(&shown));

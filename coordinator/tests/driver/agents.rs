@@ -222,11 +222,16 @@ async fn an_agent_that_holds_what_the_journal_lacks_quarantines_that_run_alone()
     let explained = house.up.explain_run(&ns(), &run.id).await.unwrap();
     assert!(explained[0].waits_for.contains("attempt 9 of step s0"), "{explained:?}");
     assert!(explained[0].hint.starts_with("stop the coordinator, then"), "{explained:?}");
+    let reminded_at = explained[0].next_at.expect("it is told of again");
+    assert_eq!(reminded_at.duration_since(explained[0].since), jiff::SignedDuration::from_mins(15));
     let filter = RunFilter { states: vec!["QUARANTINED".into()], playbook: None };
     let listed = house.up.list_runs(&ns(), &filter, 10, "").await.unwrap();
     assert_eq!(listed.items.iter().map(|r| &r.id).collect::<Vec<_>>(), [&run.id]);
     agent.report(&task, succeeded(json!({}))).await;
     house.ended(&other.id).await;
+    tokio::time::sleep(Duration::from_secs(900)).await;
+    let later = house.up.explain_run(&ns(), &run.id).await.unwrap();
+    assert!(later[0].next_at.is_some_and(|at| at > reminded_at) && later[0].since == explained[0].since, "{later:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -57,9 +57,12 @@ fn options() -> Options {
 fn finding(error: &Error) -> Finding {
     let whole = error.render_with_formatter(&UserMessageFormatter);
     // The place stands in the finding itself.
-    let message = whole.split(" at line ").next().unwrap_or(&whole).to_owned();
+    let mut message = whole.split(" at line ").next().unwrap_or(&whole).to_owned();
     let at = error.location().map_or_else(Position::default, position);
     let inner = innermost(error);
+    if let Error::AliasReplayLimitExceeded { .. } = inner {
+        message = format!("with its aliases written out, the document has more than {MAX_NODES} values");
+    }
     let (code, hint) = if matches!(inner, Error::MultipleDocuments { .. }) {
         ("YAML_SYNTAX", "write one playbook in one document")
     } else if is_limit(inner) {
