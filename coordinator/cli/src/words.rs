@@ -68,7 +68,7 @@ pub(crate) fn milestone_tone(state: v1::milestone::State) -> Tone {
         State::Reached => Tone::Good,
         State::AtRisk | State::ReachedLate => Tone::Warn,
         State::Missed => Tone::Bad,
-        State::Unspecified | State::Pending => Tone::Plain,
+        State::Unspecified | State::Pending | State::Skipped => Tone::Plain,
     }
 }
 

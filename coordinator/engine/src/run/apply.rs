@@ -209,6 +209,10 @@ impl Run {
         phase.since = at;
         touched.phases.push(p);
         if outcome == PhaseOutcome::Skipped {
+            if let Some(milestone) = phase.milestone.as_mut().filter(|m| m.state.is_open()) {
+                milestone.state = MilestoneState::Skipped;
+                milestone.since = at;
+            }
             let plan = Arc::clone(&self.plan);
             for i in &plan.phases[p].steps {
                 if self.steps[*i].state == StepState::Pending {
@@ -257,7 +261,7 @@ impl Run {
         let p = self.known_phase(id)?;
         let was = self.phases[p].milestone.as_ref().ok_or("the phase has no milestone")?.state;
         let fits = match next {
-            MilestoneState::Pending => false,
+            MilestoneState::Pending | MilestoneState::Skipped => false,
             MilestoneState::AtRisk => was == MilestoneState::Pending,
             MilestoneState::Missed => was.is_open(),
             MilestoneState::Reached | MilestoneState::ReachedLate => was.is_open() || was == MilestoneState::Missed,
@@ -366,7 +370,7 @@ impl Run {
         }
     }
 
-    /// Nothing can reach them any more. One of a run that succeeded stays: its phase was skipped, and nobody missed it.
+    /// Nothing can reach them any more.
     fn miss_open_milestones(&mut self, at: Timestamp, touched: &mut Touched) {
         for (p, phase) in self.phases.iter_mut().enumerate() {
             if !phase.milestone.as_ref().is_some_and(|m| m.state.is_open()) {

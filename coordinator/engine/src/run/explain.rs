@@ -218,7 +218,7 @@ impl Run {
             MilestoneState::Pending => ("it becomes at risk", milestone.at_risk_at),
             MilestoneState::AtRisk => ("it is missed", milestone.due_at),
             MilestoneState::Missed => ("nothing more: it is missed already", None),
-            MilestoneState::Reached | MilestoneState::ReachedLate => return None,
+            MilestoneState::Reached | MilestoneState::ReachedLate | MilestoneState::Skipped => return None,
         };
         let planned = &self.plan.phases[p];
         let id = &planned.id;

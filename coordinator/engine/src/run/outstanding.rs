@@ -184,7 +184,10 @@ impl Run {
             match milestone.state {
                 MilestoneState::Pending => milestone.at_risk_at.map(|at| (at, Due::AtRisk(p))),
                 MilestoneState::AtRisk => milestone.due_at.map(|at| (at, Due::Missed(p))),
-                MilestoneState::Missed | MilestoneState::Reached | MilestoneState::ReachedLate => None,
+                MilestoneState::Missed
+                | MilestoneState::Reached
+                | MilestoneState::ReachedLate
+                | MilestoneState::Skipped => None,
             }
         });
         let pause = self.pause.as_ref().map(|p| (p.remind_at, Due::Pause));

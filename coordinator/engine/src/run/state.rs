@@ -190,6 +190,8 @@ pub enum MilestoneState {
     Reached,
     /// It was reached after its deadline.
     ReachedLate,
+    /// Its phase was skipped while there was time: nobody has to reach it.
+    Skipped,
 }
 
 impl MilestoneState {
@@ -197,7 +199,7 @@ impl MilestoneState {
     pub fn is_open(self) -> bool {
         match self {
             Self::Pending | Self::AtRisk => true,
-            Self::Missed | Self::Reached | Self::ReachedLate => false,
+            Self::Missed | Self::Reached | Self::ReachedLate | Self::Skipped => false,
         }
     }
 }

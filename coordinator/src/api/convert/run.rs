@@ -199,6 +199,7 @@ fn milestone_state(state: MilestoneState) -> pb::milestone::State {
         MilestoneState::Missed => pb::milestone::State::Missed,
         MilestoneState::Reached => pb::milestone::State::Reached,
         MilestoneState::ReachedLate => pb::milestone::State::ReachedLate,
+        MilestoneState::Skipped => pb::milestone::State::Skipped,
     }
 }
 

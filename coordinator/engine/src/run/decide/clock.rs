@@ -40,7 +40,8 @@ pub(super) fn tick(run: &Run, now: Timestamp) -> Vec<Event> {
             | MilestoneState::AtRisk
             | MilestoneState::Missed
             | MilestoneState::Reached
-            | MilestoneState::ReachedLate => {}
+            | MilestoneState::ReachedLate
+            | MilestoneState::Skipped => {}
         }
     }
     events
