@@ -133,6 +133,9 @@ pub struct PlannedStep {
     pub on_lost: OnLost,
     /// When the step has failed for good.
     pub on_failure: OnFailure,
+    /// Whether the run fails with it. Not with [`OnFailure::Undo`] if it is false.
+    #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+    pub critical: bool,
     /// A second look by another action, after every success and every loss.
     pub verify: Option<PlannedVerify>,
     /// How it is taken back.
@@ -265,6 +268,11 @@ pub enum PlannedUndo {
     Irreversible,
     /// There is nothing to take back: the action changes nothing.
     Nothing,
+}
+
+/// What plans from before the field was there mean.
+fn yes() -> bool {
+    true
 }
 
 impl Plan {

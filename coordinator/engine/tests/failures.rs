@@ -6,7 +6,7 @@ use common::{World, at, failed, gate, ok, phase, plan, simple, step, verify};
 use muster_engine::{
     plan::OnFailure,
     run::{
-        Command, Event, Rejection, WaitingSubject,
+        Command, Event, Rejection, Resolution, WaitingSubject,
         event::{FailureKind, GateVerdict, NotStarted, Outcome, PhaseOutcome, Purpose, RunOutcome},
         state::{MilestoneState, RunState, StepState},
     },
@@ -77,6 +77,33 @@ fn denials_do_not_count_and_an_instance_that_refused_is_not_asked_again() {
     world.assign_to("a", "infra-2-a");
     world.finish("a", failed(FailureKind::Retry));
     assert!(world.is_queued("a", Purpose::Run), "it was the first try that counts");
+}
+
+#[test]
+fn a_step_that_is_not_critical_fails_alone() {
+    let mut a = step("a", &[]);
+    (a.on_failure, a.critical) = (OnFailure::Continue, false);
+    let mut world = World::new(simple(vec![a, step("b", &[0]), step("c", &[])]));
+    world.assign("a");
+    world.finish("a", failed(FailureKind::Permanent));
+    assert_eq!(*world.state("b"), StepState::Skipped { reason: "it needs a, which failed".to_owned() });
+    world.succeed("c");
+    assert_eq!((world.ended(), world.milestone(0)), (Some(RunOutcome::Succeeded), MilestoneState::Reached));
+    let RunState::Ended { reason, .. } = &world.run.state else { panic!("it has ended") };
+    assert_eq!(reason, "every phase is over; not critical: step a failed");
+}
+
+#[test]
+fn a_step_that_is_not_critical_may_ask_before_it_fails_alone() {
+    let mut a = step("a", &[]);
+    (a.on_failure, a.critical) = (OnFailure::Pause, false);
+    let mut world = World::new(simple(vec![a]));
+    world.assign("a");
+    world.finish("a", failed(FailureKind::Permanent));
+    assert!(world.is_asking("a"));
+    let resolution = Resolution::Failed;
+    world.command(&Command::ResolveStep { step: "a".into(), resolution, reason: "no".to_owned(), output: None });
+    assert_eq!(world.ended(), Some(RunOutcome::Succeeded));
 }
 
 #[test]

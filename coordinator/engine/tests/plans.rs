@@ -148,6 +148,39 @@ fn a_playbook_becomes_a_plan() {
 }
 
 #[test]
+fn a_step_says_more_than_its_phase_and_a_phase_more_than_the_playbook() {
+    let document = r"
+apiVersion: muster.dev/v1
+kind: Playbook
+metadata: {name: defaults, owner: devops}
+spec:
+  defaults: {agent: {role: infra, labels: {site: eu}}, timeout: 1m, onFailure: pause, retry: {maxAttempts: 2, maxElapsed: 9m}}
+  phases:
+    - id: first
+      defaults: {timeout: 2m, queueTimeout: 1h, status: 30s, onLost: ask}
+      steps:
+        - {id: a, action: tls.inspect}
+        - {id: b, action: tls.inspect, agent: {role: probe}, timeout: 3m, retry: {maxAttempts: 3}, onFailure: undo, onLost: probe}
+    - id: second
+      steps:
+        - {id: c, action: tls.inspect, critical: false}
+        - {id: d, action: tls.inspect}
+";
+    let mut plan = plan(document, Value::Null).unwrap();
+    let d = plan.steps.pop().unwrap();
+    let [a, b, c] = &plan.steps[..] else { panic!("{plan:?}") };
+    assert_eq!((a.agent.role.as_str(), a.agent.labels.len(), a.timeout_ms), ("infra", 1, 120_000));
+    assert_eq!((a.queue_timeout_ms, a.status_ms, a.on_lost), (Some(3_600_000), 30_000, OnLost::Ask));
+    assert_eq!((a.on_failure, a.retry.max_attempts), (OnFailure::Pause, 2));
+    assert_eq!((b.agent.role.as_str(), b.agent.labels.len(), b.timeout_ms), ("probe", 0, 180_000));
+    assert_eq!((b.on_failure, b.retry.max_attempts, b.retry.max_elapsed_ms), (OnFailure::Undo, 3, None));
+    assert_eq!((c.timeout_ms, c.queue_timeout_ms, c.on_failure, c.critical), (60_000, None, OnFailure::Pause, false));
+    assert!(d.critical && a.critical);
+    let json = serde_json::to_value(&plan).unwrap();
+    assert_eq!((json["steps"][0].get("critical"), &json["steps"][2]["critical"]), (None, &json!(false)));
+}
+
+#[test]
 fn the_same_plan_has_the_same_digest() {
     let one = plan(ROLLOUT, json!({"domain": "shop.example"})).unwrap();
     let same = plan(ROLLOUT, json!({"environment": "dev", "domain": "shop.example"})).unwrap();

@@ -29,6 +29,7 @@ fn build(knobs: &[Knobs], undo_on_cancel: bool, gate: u8) -> Plan {
         let mut step = step(["a", "b", "c", "d", "e"][i], &needs);
         step.phase = usize::from(two_phases && i >= 2);
         step.on_failure = [OnFailure::Undo, OnFailure::Pause, OnFailure::Continue][usize::from(*on_failure)];
+        step.critical = *on_failure == 0 || flags & 3 != 1;
         step.on_lost = [OnLost::Probe, OnLost::Retry, OnLost::Ask][usize::from(*on_lost)];
         step.undo = match undo {
             0 | 1 => PlannedUndo::Auto,

@@ -236,6 +236,7 @@ fn step_of(index: usize, id: &str, ask: bool) -> PlannedStep {
         retry: RetryPolicy { max_attempts: 1, initial_ms: 100, max_ms: 1_000, factor: 2.0, max_elapsed_ms: None },
         on_lost: OnLost::Ask,
         on_failure: if ask { OnFailure::Pause } else { OnFailure::Undo },
+        critical: true,
         verify: None,
         undo: PlannedUndo::Irreversible,
     }

@@ -137,7 +137,8 @@ impl Resolver<'_> {
                 let mut needs: Vec<usize> = step.needs.iter().filter_map(at).map(|need| places[need]).collect();
                 needs.sort_unstable();
                 needs.dedup();
-                self.step(phase, step, needs)
+                let settled = step.settled(&self.playbook.spec, &self.playbook.spec.phases[phase]);
+                self.step(phase, &settled, needs)
             })
             .collect()
     }
@@ -168,6 +169,7 @@ impl Resolver<'_> {
             retry: step.retry.as_ref().map_or(DEFAULT_RETRY, retry),
             on_lost: step.on_lost.map(OnLost::from).unwrap_or_default(),
             on_failure: step.on_failure.map(OnFailure::from).unwrap_or_default(),
+            critical: step.critical.unwrap_or(true),
             verify,
             undo,
         })

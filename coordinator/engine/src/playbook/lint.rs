@@ -61,7 +61,10 @@ pub(crate) fn lint(
 struct Placed<'a> {
     phase: usize,
     path: Path,
+    /// As it is written.
     step: &'a Step,
+    /// With the defaults that it is under.
+    settled: Step,
 }
 
 struct Lint<'a> {
@@ -119,10 +122,8 @@ impl Lint<'_> {
             }
         }
         let spec = Path::of("spec");
-        self.unsupported(
-            &spec,
-            &[("defaults", playbook.spec.defaults.is_some()), ("concurrency", playbook.spec.concurrency.is_some())],
-        );
+        self.unsupported(&spec, &[("concurrency", playbook.spec.concurrency.is_some())]);
+        self.step_defaults(&spec, playbook.spec.defaults.as_ref());
     }
 
     fn phases(&mut self) {
@@ -157,9 +158,11 @@ impl Lint<'_> {
             }
             last_deadline = self.deadline(&path, index, last_deadline);
             self.gate(&path, index);
-            self.unsupported(&path, &[("defaults", phase.defaults.is_some()), ("handoff", phase.handoff.is_some())]);
+            self.unsupported(&path, &[("handoff", phase.handoff.is_some())]);
+            self.step_defaults(&path, phase.defaults.as_ref());
             for (place, step) in phase.steps.iter().enumerate() {
-                self.steps.push(Placed { phase: index, path: path.item("steps", place), step });
+                let settled = step.settled(&self.playbook.spec, phase);
+                self.steps.push(Placed { phase: index, path: path.item("steps", place), step, settled });
             }
         }
         if self.steps.len() > MAX_STEPS {
@@ -223,7 +226,8 @@ impl Lint<'_> {
             self.warning(&path, "DEADLINE_TOO_SHORT", "an earlier phase has a later deadline")
                 .hint("deadlines count from the start of the run, not of the phase");
         }
-        let longest = phase.steps.iter().filter_map(|step| step.timeout.as_ref()?.ms().ok()).max();
+        let settled = phase.steps.iter().map(|step| step.settled(&self.playbook.spec, phase));
+        let longest = settled.filter_map(|step| step.timeout.as_ref()?.ms().ok()).max();
         if longest.is_some_and(|longest| longest > deadline) {
             self.warning(&path, "DEADLINE_TOO_SHORT", "one attempt of a step may take longer than this")
                 .hint("shorten the step's timeout, or move the deadline");

@@ -52,8 +52,8 @@ pub struct Spec {
     /// Names of the secrets that steps may ask an agent to use.
     #[serde(default)]
     pub secrets: Vec<String>,
-    /// Not supported yet: what steps have where they say nothing.
-    pub defaults: Option<NotYet<Map<String, Value>>>,
+    /// What steps have where neither they nor their phase say anything.
+    pub defaults: Option<Defaults>,
     /// Not supported yet: how many runs may go on at once.
     pub concurrency: Option<NotYet<Concurrency>>,
     /// What a cancellation does with what was done.
@@ -103,8 +103,8 @@ pub struct Phase {
     pub milestone: Option<String>,
     /// CEL; false skips the phase whole.
     pub when: Option<String>,
-    /// Not supported yet: what the phase's steps have where they say nothing.
-    pub defaults: Option<NotYet<Map<String, Value>>>,
+    /// What the phase's steps have where they say nothing.
+    pub defaults: Option<Defaults>,
     /// At least one.
     pub steps: Vec<Step>,
     /// Judged when all steps are done.
@@ -168,14 +168,55 @@ pub struct Step {
     pub on_lost: Option<OnLost>,
     /// When the step has failed for good; `undo` where nothing is said.
     pub on_failure: Option<OnFailure>,
-    /// Not supported yet: whether its failure is the run's.
-    pub critical: Option<NotYet<bool>>,
+    /// Whether the run fails with it; true where nothing is said.
+    pub critical: Option<bool>,
     /// Not supported yet: whether it is done after a failure too.
     pub always: Option<NotYet<bool>>,
     /// A second look by another action.
     pub verify: Option<Verify>,
     /// How it is taken back; `auto` where nothing is said.
     pub undo: Option<Undo>,
+}
+
+/// What steps have where they say nothing. A key is taken whole: a `retry` of a step has nothing of the default one.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Defaults {
+    /// Who may do it.
+    pub agent: Option<Agent>,
+    /// Of one attempt.
+    pub timeout: Option<DurationText>,
+    /// How long it may wait for an agent.
+    pub queue_timeout: Option<DurationText>,
+    /// How often the agent says how it goes.
+    pub status: Option<DurationText>,
+    /// When an attempt fails in a way that may pass.
+    pub retry: Option<Retry>,
+    /// When an attempt has ended and nobody knows how.
+    pub on_lost: Option<OnLost>,
+    /// When the step has failed for good.
+    pub on_failure: Option<OnFailure>,
+}
+
+impl Step {
+    /// The step with the defaults of its phase, then of the playbook, where it says nothing itself.
+    pub(crate) fn settled(&self, spec: &Spec, phase: &Phase) -> Self {
+        let mut step = self.clone();
+        for defaults in [&phase.defaults, &spec.defaults].into_iter().flatten() {
+            let Defaults { agent, timeout, queue_timeout, status, retry, on_lost, on_failure } = defaults;
+            step.agent = step.agent.or_else(|| agent.clone());
+            step.timeout = step.timeout.or_else(|| timeout.clone());
+            step.queue_timeout = step.queue_timeout.or_else(|| queue_timeout.clone());
+            step.status = step.status.or_else(|| status.clone());
+            step.retry = step.retry.or_else(|| retry.clone());
+            step.on_lost = step.on_lost.or(*on_lost);
+            step.on_failure = step.on_failure.or(*on_failure);
+        }
+        if step.critical == Some(false) {
+            step.on_failure = step.on_failure.or(Some(OnFailure::Continue));
+        }
+        step
+    }
 }
 
 /// Who may do a step.

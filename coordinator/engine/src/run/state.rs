@@ -341,12 +341,25 @@ impl Run {
         steps.filter(|i| matches!(self.steps[*i].state, StepState::Failed { .. }))
     }
 
+    /// Why the step has failed, if its failure is the phase's and the run's.
+    pub(crate) fn counts_as_failed(&self, i: usize) -> Option<&str> {
+        match &self.steps[i].state {
+            StepState::Failed { reason } => Some(reason.as_str()).filter(|_| self.plan.steps[i].critical),
+            StepState::Pending
+            | StepState::Queued { .. }
+            | StepState::Active
+            | StepState::Asking { .. }
+            | StepState::Succeeded
+            | StepState::Skipped { .. }
+            | StepState::Cancelled
+            | StepState::Undone => None,
+        }
+    }
+
     /// Why the step has failed, if the run does not go on without it.
     pub(crate) fn fails_with(&self, i: usize) -> Option<&str> {
-        match (&self.steps[i].state, self.plan.steps[i].on_failure) {
-            (StepState::Failed { reason }, OnFailure::Undo) if self.state == RunState::Running => Some(reason),
-            _ => None,
-        }
+        let decides = self.plan.steps[i].on_failure == OnFailure::Undo && self.state == RunState::Running;
+        self.counts_as_failed(i).filter(|_| decides)
     }
 
     /// It is over.

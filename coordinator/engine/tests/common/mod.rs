@@ -59,6 +59,7 @@ pub fn step(id: &str, needs: &[usize]) -> PlannedStep {
         retry: RetryPolicy { max_attempts: 3, initial_ms: 1_000, max_ms: 30_000, factor: 2.0, max_elapsed_ms: None },
         on_lost: OnLost::Probe,
         on_failure: OnFailure::Undo,
+        critical: true,
         verify: None,
         undo: PlannedUndo::Auto,
     }

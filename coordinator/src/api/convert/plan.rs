@@ -128,5 +128,6 @@ fn step(plan: &Plan, step: &PlannedStep) -> pb::PlannedStep {
         verify_action: step.verify.as_ref().map(|v| v.action.name.to_string()).unwrap_or_default(),
         verify_expect: step.verify.as_ref().map(|v| v.expect.clone()).unwrap_or_default(),
         undo: undo(&step.undo),
+        critical: Some(step.critical),
     }
 }

@@ -50,7 +50,11 @@ fn row(phase: &v1::PlannedPhase, step: &v1::PlannedStep) -> Vec<String> {
         span(step.timeout.as_ref()),
         step.max_attempts.to_string(),
         step.verify_action.clone(),
-        step.on_failure.clone(),
+        if step.critical == Some(false) {
+            format!("{}, not critical", step.on_failure)
+        } else {
+            step.on_failure.clone()
+        },
         step.undo.clone(),
     ]
 }

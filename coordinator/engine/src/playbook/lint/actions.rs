@@ -15,14 +15,14 @@ use crate::{
 };
 
 impl<'a> Lint<'a> {
-    pub(super) fn action(&mut self, path: &Path, step: &'a Step) {
+    pub(super) fn action(&mut self, path: &Path, step: &'a Step, settled: &Step) {
         let Some(action) = &step.action else {
             return;
         };
         let entry = self.entry(&path.key("action"), action);
         if let Some(entry) = entry {
             self.params(&path.key("with"), path, step.with.as_ref(), entry);
-            self.promises(path, step, action, entry.facts);
+            self.promises(path, settled, action, entry.facts);
         }
         if let Some(verify) = &step.verify {
             let path = path.key("verify");

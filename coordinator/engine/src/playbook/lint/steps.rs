@@ -2,7 +2,7 @@
 
 use super::{DAY_MS, Lint};
 use crate::playbook::{
-    schema::{Retry, Step},
+    schema::{Agent, Defaults, DurationText, OnFailure, Retry, Step},
     tree::Path,
 };
 
@@ -13,18 +13,47 @@ impl Lint<'_> {
     pub(super) fn all_steps(&mut self) {
         for index in 0..self.steps.len() {
             let (step, path) = (self.steps[index].step, self.steps[index].path.clone());
+            let settled = self.steps[index].settled.clone();
             self.unsupported_in_step(&path, step);
             if let Some(name) = &step.name {
                 self.readable(&path.key("name"), name);
             }
-            self.who_and_what(&path, step);
-            self.times(&path, step);
+            self.who_and_what(&path, step, &settled);
+            self.times(&path, [&step.timeout, &step.queue_timeout, &step.status]);
+            self.verify(&path, step);
             if let Some(retry) = &step.retry {
                 self.retry(&path.key("retry"), retry);
             }
+            self.failure(&path, &settled);
             if step.action.is_some() {
-                self.action(&path, step);
+                self.action(&path, step, &settled);
             }
+        }
+    }
+
+    /// What is wrong with the values themselves; what they mean for a step is said there.
+    pub(super) fn step_defaults(&mut self, path: &Path, defaults: Option<&Defaults>) {
+        let Some(defaults) = defaults else {
+            return;
+        };
+        let path = path.key("defaults");
+        if let Some(agent) = &defaults.agent {
+            self.agent(&path.key("agent"), agent);
+        }
+        self.times(&path, [&defaults.timeout, &defaults.queue_timeout, &defaults.status]);
+        if let Some(retry) = &defaults.retry {
+            self.retry(&path.key("retry"), retry);
+        }
+    }
+
+    fn failure(&mut self, path: &Path, settled: &Step) {
+        if settled.critical == Some(false) && settled.on_failure == Some(OnFailure::Undo) {
+            self.error(
+                &path.key("critical"),
+                "CONTRADICTION",
+                "a run is not walked back for a step that is not critical",
+            )
+            .hint("write onFailure: continue or pause, or take critical: false out");
         }
     }
 
@@ -37,13 +66,12 @@ impl Lint<'_> {
                 ("forEach", step.for_each.is_some()),
                 ("matrix", step.matrix.is_some()),
                 ("maxParallel", step.max_parallel.is_some()),
-                ("critical", step.critical.is_some()),
                 ("always", step.always.is_some()),
             ],
         );
     }
 
-    fn who_and_what(&mut self, path: &Path, step: &Step) {
+    fn who_and_what(&mut self, path: &Path, step: &Step, settled: &Step) {
         let kinds = [step.action.is_some(), step.wait.is_some(), step.playbook.is_some()];
         match kinds.iter().filter(|present| **present).count() {
             0 => self
@@ -54,14 +82,15 @@ impl Lint<'_> {
                 .error(path, "INVALID_VALUE", "a step has one of action, wait and playbook")
                 .hint("make several steps of it"),
         }
-        let Some(agent) = &step.agent else {
-            if step.action.is_some() {
-                self.error(&path.key("agent"), "MISSING_KEY", "\"agent\" is missing")
-                    .hint("say who does it: agent: {role: infra}");
-            }
-            return;
-        };
-        let path = path.key("agent");
+        if let Some(agent) = &step.agent {
+            self.agent(&path.key("agent"), agent);
+        } else if step.action.is_some() && settled.agent.is_none() {
+            self.error(&path.key("agent"), "MISSING_KEY", "\"agent\" is missing")
+                .hint("say who does it: agent: {role: infra}");
+        }
+    }
+
+    fn agent(&mut self, path: &Path, agent: &Agent) {
         self.token(&path.key("role"), &agent.role);
         if let Some(host) = &agent.host {
             self.token(&path.key("host"), host);
@@ -89,10 +118,10 @@ impl Lint<'_> {
         }
     }
 
-    fn times(&mut self, path: &Path, step: &Step) {
-        let timeout = self.duration(&path.key("timeout"), step.timeout.as_ref(), 1, MAX_TIMEOUT_MS);
-        self.duration(&path.key("queueTimeout"), step.queue_timeout.as_ref(), 1, 30 * DAY_MS);
-        let status = self.duration(&path.key("status"), step.status.as_ref(), 1000, DAY_MS);
+    fn times(&mut self, path: &Path, [timeout, queue_timeout, status]: [&Option<DurationText>; 3]) {
+        let timeout = self.duration(&path.key("timeout"), timeout.as_ref(), 1, MAX_TIMEOUT_MS);
+        self.duration(&path.key("queueTimeout"), queue_timeout.as_ref(), 1, 30 * DAY_MS);
+        let status = self.duration(&path.key("status"), status.as_ref(), 1000, DAY_MS);
         if let (Some(status), Some(timeout)) = (status, timeout)
             && status > timeout
         {
@@ -103,6 +132,9 @@ impl Lint<'_> {
             )
             .hint("let it say how it goes more often");
         }
+    }
+
+    fn verify(&mut self, path: &Path, step: &Step) {
         let Some(verify) = &step.verify else {
             return;
         };

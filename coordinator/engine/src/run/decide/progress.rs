@@ -151,7 +151,7 @@ fn end_phase(run: &Run, p: usize, now: Timestamp) -> Vec<Event> {
             }
         }
     }
-    if planned.steps.iter().any(|i| matches!(run.steps[*i].state, StepState::Failed { .. })) {
+    if planned.steps.iter().any(|i| run.counts_as_failed(*i).is_some()) {
         events.push(Event::PhaseEnded { phase: phase(), outcome: PhaseOutcome::Failed });
         return events;
     }
@@ -194,27 +194,29 @@ fn pause_with_question(reason: String, question: String, now: Timestamp) -> Even
 }
 
 fn end_of_run(run: &Run) -> Event {
-    let failed = run.steps.iter().zip(&run.plan.steps).find_map(|(s, planned)| match &s.state {
-        StepState::Failed { reason } => Some(format!("step {} failed: {reason}", planned.id)),
-        StepState::Pending
-        | StepState::Queued { .. }
-        | StepState::Active
-        | StepState::Asking { .. }
-        | StepState::Succeeded
-        | StepState::Skipped { .. }
-        | StepState::Cancelled
-        | StepState::Undone => None,
+    let failed = (0..run.steps.len()).find_map(|i| {
+        let reason = run.counts_as_failed(i)?;
+        Some(format!("step {} failed: {reason}", run.plan.steps[i].id))
     });
     let (outputs, errors) = outputs(run);
     let (outcome, mut reason) = match failed {
         Some(reason) => (RunOutcome::Failed, reason),
-        None => (RunOutcome::Succeeded, "every phase is over".to_owned()),
+        None => (RunOutcome::Succeeded, succeeded(run)),
     };
     for error in errors {
         reason.push_str("; ");
         reason.push_str(&error);
     }
     Event::RunEnded { outcome, reason, outputs }
+}
+
+fn succeeded(run: &Run) -> String {
+    let failed = run.steps.iter().zip(&run.plan.steps).filter(|(s, _)| matches!(s.state, StepState::Failed { .. }));
+    let failed: Vec<_> = failed.map(|(_, planned)| format!("step {} failed", planned.id)).collect();
+    if failed.is_empty() {
+        return "every phase is over".to_owned();
+    }
+    format!("every phase is over; not critical: {}", failed.join(", "))
 }
 
 fn outputs(run: &Run) -> (Option<Arc<Value>>, Vec<String>) {
