@@ -11,7 +11,7 @@ mod server;
 
 pub(crate) use playbook::{InputArgs, LintArgs, PlanArgs, PlaybookCommand, PlaybookName, PlaybookRef, SubmitArgs};
 pub(crate) use run::{
-    Answer, EventsArgs, ReasonArgs, ResolveArgs, RunCommand, RunListArgs, StartArgs, StepCommand, UntilArgs,
+    Answer, EventsArgs, ReasonArgs, ResolveArgs, RunCommand, RunListArgs, SignalArgs, StartArgs, StepCommand, UntilArgs,
 };
 pub(crate) use server::{AgentCommand, AgentRunArgs, DevArgs, JournalArgs, JournalCommand, LogFormat, Role, ServeArgs};
 

@@ -17,7 +17,7 @@ mod json;
 mod view;
 mod visible;
 
-pub(crate) use json::{Described, compact, to_message};
+pub(crate) use json::{Described, compact, message_of, to_message};
 pub(crate) use view::{Block, Table, View, one_line, span, time};
 use visible::visible;
 

@@ -57,7 +57,7 @@ pub(crate) fn step_tone(state: v1::step::State) -> Tone {
         State::Asking | State::Undone => Tone::Warn,
         State::Failed => Tone::Bad,
         State::Pending | State::Skipped | State::Cancelled => Tone::Faint,
-        State::Unspecified | State::Queued | State::Active => Tone::Plain,
+        State::Unspecified | State::Queued | State::Active | State::Waiting => Tone::Plain,
     }
 }
 

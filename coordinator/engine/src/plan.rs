@@ -117,8 +117,11 @@ pub struct PlannedStep {
     pub when: Option<String>,
     /// Who may do it.
     pub agent: AgentSelector,
-    /// What is done.
+    /// What is done; [`PinnedAction::nothing`] where the step only waits.
     pub action: PinnedAction,
+    /// What it waits for, instead of an action.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait: Option<PlannedWait>,
     /// Parameters; strings may be templates over `inputs` and `steps`.
     pub with: Value,
     /// Of one attempt, enforced by the agent.
@@ -140,6 +143,29 @@ pub struct PlannedStep {
     pub verify: Option<PlannedVerify>,
     /// How it is taken back.
     pub undo: PlannedUndo,
+}
+
+/// What a step waits for. No agent has a part in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum PlannedWait {
+    /// A time, from the moment at which the step could begin.
+    For {
+        /// How long.
+        ms: u64,
+    },
+    /// A moment.
+    Until {
+        /// RFC 3339, or a template that gives it.
+        moment: String,
+    },
+    /// A signal to the run; one that came before counts, too.
+    Signal {
+        /// Its name.
+        name: String,
+        /// How long it is waited for; none: for ever, with reminders.
+        timeout_ms: Option<u64>,
+    },
 }
 
 /// Which agents may take a step.
@@ -164,6 +190,21 @@ pub struct PinnedAction {
     pub version: String,
     /// What the engine has to know of it.
     pub facts: ActionFacts,
+}
+
+impl PinnedAction {
+    /// The action of a step that has none. No agent can offer it: its name is none of an action.
+    pub fn nothing() -> Self {
+        let facts = ActionFacts {
+            idempotent: true,
+            undoable: false,
+            checkable: false,
+            concurrent_safe: true,
+            read_only: true,
+            scope: ActionScope::Target,
+        };
+        Self { name: "wait".into(), version: String::new(), facts }
+    }
 }
 
 /// What the engine has to know of an action; declared by the agent that offers it.
@@ -273,6 +314,13 @@ pub enum PlannedUndo {
 /// What plans from before the field was there mean.
 fn yes() -> bool {
     true
+}
+
+impl PlannedStep {
+    /// Whether it is queued as soon as everything it needs is done, without a look at anything.
+    pub(crate) fn begins_by_itself(&self) -> bool {
+        self.when.is_none() && self.wait.is_none()
+    }
 }
 
 impl Plan {

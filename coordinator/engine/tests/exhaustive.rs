@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use common::{World, moves, phase, plan, step, verify};
 use muster_engine::{
-    plan::{OnCancel, OnFailure, Plan, PlannedUndo},
+    plan::{OnCancel, OnFailure, Plan, PlannedUndo, PlannedWait},
     run::{Command, Rejection, state::StepState},
 };
 
@@ -115,7 +115,7 @@ fn key(visit: &Visit) -> String {
     let places = visit.world.places().len();
     let budget = (visit.disturbances, visit.cancels);
     let state = std::mem::discriminant(&run.state);
-    let mut key = format!("{budget:?}{places}{state:?}{}", run.pause.is_some());
+    let mut key = format!("{budget:?}{places}{state:?}{}{:?}", run.pause.is_some(), run.signals);
     for step in &run.steps {
         let (kind, purpose) = match &step.state {
             StepState::Queued { purpose, .. } => (0, Some(*purpose)),
@@ -127,6 +127,7 @@ fn key(visit: &Visit) -> String {
             StepState::Skipped { .. } => (12, None),
             StepState::Cancelled => (13, None),
             StepState::Undone => (14, None),
+            StepState::Waiting { .. } => (15, None),
         };
         write!(key, "|{kind}{purpose:?}{:?}{:?}", step.done_order, step.prepared.keys())
             .expect("a string takes everything");
@@ -185,4 +186,14 @@ fn a_step_with_verification_and_one_with_an_undo_of_its_own() {
     plan.steps[1].undo = PlannedUndo::Action { action: common::action("test.revert"), with: serde_json::json!({}) };
     let seen = explore(plan, 2, 1);
     report("verify, custom undo", &seen);
+}
+
+#[test]
+fn a_step_that_waits_for_a_signal_and_one_that_waits_for_a_time() {
+    let mut plan = planned(&[vec![], vec![0], vec![1]], OnFailure::Undo, OnCancel::Undo);
+    common::waits(&mut plan.steps[1], common::for_signal("go", Some(1_000_000)));
+    common::waits(&mut plan.steps[2], PlannedWait::For { ms: 60_000 });
+    let seen = explore(plan, 1, 1);
+    report("waits", &seen);
+    assert!(seen.states > 100, "the search has looked at too little");
 }

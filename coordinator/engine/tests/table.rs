@@ -71,6 +71,7 @@ fn states() -> Vec<(&'static str, World)> {
         ("pending", pending),
         ("queued", in_state(|_| {})),
         ("active", in_state(|w| drop(w.assign("s")))),
+        ("waiting", world(|s| common::waits(s, common::for_signal("go", None)))),
         (
             "asking",
             in_state(|w| {
@@ -121,6 +122,7 @@ fn name(run: &Run) -> String {
         StepState::Queued { purpose: Purpose::Run, .. } => "queued".to_owned(),
         StepState::Queued { purpose, .. } => format!("queued ({})", format!("{purpose:?}").to_lowercase()),
         StepState::Active => format!("active{undo}"),
+        StepState::Waiting { .. } => "waiting".to_owned(),
         StepState::Asking { kind: QuestionKind::UndoFailed, .. } => "asking (undo)".to_owned(),
         StepState::Asking { .. } => "asking".to_owned(),
         StepState::Succeeded => "succeeded".to_owned(),
@@ -143,6 +145,7 @@ fn nexts(world: &World) -> Vec<(&'static str, StepNext)> {
     vec![
         ("queued", queued(Purpose::Run)),
         ("queued (undo)", queued(Purpose::Undo)),
+        ("waiting", StepNext::Waiting { signal: Some("go".to_owned()), ends_at: None, wake_at: world.now }),
         ("asking", asking(QuestionKind::NeedsPerson)),
         ("asking (undo)", asking(QuestionKind::UndoFailed)),
         ("succeeded", StepNext::Succeeded),
@@ -199,6 +202,8 @@ fn events(world: &World) -> Vec<(String, Event)> {
         let end = AttemptEnd::Unknown { ended_by: EndedBy::Clock };
         all.push((format!("AttemptEnded → {to}"), Event::AttemptEnded { step: id(), attempt, end, next }));
     }
+    let payload = Arc::new(json!({ "by": "hand" }));
+    all.push(("SignalReceived".to_owned(), Event::SignalReceived { signal: "go".to_owned(), payload }));
     let subject = Subject::Step { step: id() };
     all.push(("OwnerReminded".to_owned(), Event::OwnerReminded { subject, next_at: world.now }));
     let Fence { step, attempt, agent, instance } = fence(world);
@@ -236,6 +241,7 @@ fn commands(world: &World) -> Vec<(&'static str, Command)> {
         ("Pause", Command::Pause { reason: reason() }),
         ("AcceptLoss", Command::AcceptLoss),
         ("Resume", Command::Resume { reason: reason() }),
+        ("Signal", Command::Signal { signal: "go".to_owned(), payload: Arc::new(json!({ "by": "hand" })) }),
         ("RetryStep", Command::RetryStep { step: "s".into(), reason: reason() }),
         ("ResolveStep: succeeded", resolve(Resolution::Succeeded)),
         ("ResolveStep: failed", resolve(Resolution::Failed)),
@@ -267,7 +273,9 @@ fn after_command(world: &World, command: &Command) -> String {
         Ok(_) => name(&after.run),
         Err(Rejection::Broken(corrupt)) => panic!("{command:?}: {corrupt}"),
         Err(Rejection::Conflict { .. }) => "conflict".to_owned(),
-        Err(Rejection::UnknownAttempt { .. } | Rejection::UnknownStep(_)) => "unknown".to_owned(),
+        Err(Rejection::UnknownAttempt { .. } | Rejection::UnknownStep(_) | Rejection::UnknownSignal(_)) => {
+            "unknown".to_owned()
+        }
         Err(Rejection::Forbidden { .. } | Rejection::RunEnded) => "·".to_owned(),
     }
 }

@@ -45,6 +45,7 @@ pub const METHODS: &[(&str, Access)] = &[
     ("/muster.v1.RunService/CancelRun", Least(Operator)),
     ("/muster.v1.RunService/PauseRun", Least(Operator)),
     ("/muster.v1.RunService/ResumeRun", Least(Operator)),
+    ("/muster.v1.RunService/SignalRun", Least(Operator)),
     ("/muster.v1.RunService/ExplainRun", Least(Viewer)),
     ("/muster.v1.RunService/ListRunEvents", Least(Viewer)),
     ("/muster.v1.RunService/RetryStep", Least(Operator)),

@@ -10,6 +10,8 @@ use muster_engine::{
 use muster_proto::v1::{
     self as pb, run_service_server::RunService, start_run_request::Source, wait_run_response::Outcome,
 };
+use prost::Message as _;
+use serde_json::json;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, codegen::BoxStream};
 
@@ -31,6 +33,8 @@ use crate::{
 
 /// Longest wait of one `WaitRun`.
 const MAX_WAIT: Duration = Duration::from_secs(600);
+/// Most that may come with a signal.
+const MAX_SIGNAL_BYTES: usize = 64 * 1024;
 /// Kept of the caller's deadline, so that the answer comes before it.
 const WAIT_MARGIN: Duration = Duration::from_millis(50);
 /// Before a wait looks at its run again, when the stream of it has ended too early.
@@ -182,6 +186,20 @@ impl RunService for Runs {
         let request = request.into_inner();
         let id = names::run("name", &request.name)?;
         let command = Command::Resume { reason: names::reason(request.reason)? };
+        self.command(&caller, id, command).await
+    }
+
+    async fn signal_run(&self, request: Request<pb::SignalRunRequest>) -> Result<Response<pb::Run>, Status> {
+        let caller = caller(&request, &request.get_ref().request_id)?;
+        let request = request.into_inner();
+        let id = names::run("name", &request.name)?;
+        if request.payload.as_ref().is_some_and(|p| p.encoded_len() > MAX_SIGNAL_BYTES) {
+            let message = format!("`payload` has more than {MAX_SIGNAL_BYTES} bytes");
+            let hint = "put it where the steps can fetch it, and send its address";
+            return Err(bad_field(Reason::FieldInvalid, "payload", message, hint));
+        }
+        let payload = request.payload.map_or_else(|| json!({}), from_value);
+        let command = Command::Signal { signal: request.signal, payload: Arc::new(payload) };
         self.command(&caller, id, command).await
     }
 

@@ -63,6 +63,10 @@ pub(super) fn rejected(rejection: &Rejection) -> ControlError {
             let hint = "the steps of a run: muster run get";
             error(ControlErrorKind::NotFound, "STEP_NOT_FOUND", message, hint)
         }
+        Rejection::UnknownSignal(_) => {
+            let hint = "the signals of a run stand in its playbook, under wait";
+            error(ControlErrorKind::NotFound, "SIGNAL_NOT_FOUND", message, hint)
+        }
         Rejection::RunEnded => error(ControlErrorKind::FailedPrecondition, "RUN_ENDED", message, "start a new run"),
         Rejection::Forbidden { .. } => {
             let hint = "see what the run waits for: muster run explain";

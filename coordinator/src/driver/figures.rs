@@ -64,6 +64,7 @@ impl Figures {
             | Event::AttemptExtended { .. }
             | Event::ReportArrivedStale { .. }
             | Event::OwnerReminded { .. }
+            | Event::SignalReceived { .. }
             | Event::GateJudged { .. }
             | Event::PhaseEnded { .. }
             | Event::MilestoneAtRisk { .. }

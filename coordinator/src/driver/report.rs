@@ -66,9 +66,15 @@ impl RunTask {
                 warn!(run_id = %self.entry.id, agent = %by, "a report of an attempt that was never assigned");
                 reply(&ReportReply::Gone)
             }
-            (_, Err(e @ (Rejection::RunEnded | Rejection::Forbidden { .. } | Rejection::Broken(_)))) => {
-                reply(&ReportReply::Retry { why: e.to_string() })
-            }
+            (
+                _,
+                Err(
+                    e @ (Rejection::RunEnded
+                    | Rejection::Forbidden { .. }
+                    | Rejection::UnknownSignal(_)
+                    | Rejection::Broken(_)),
+                ),
+            ) => reply(&ReportReply::Retry { why: e.to_string() }),
         };
         if let Some(to) = to {
             turn.answers.push(Pending::Report(to, answer));

@@ -311,6 +311,7 @@ impl RunTask {
                 (
                     Sits::Asked,
                     StepState::Pending
+                    | StepState::Waiting { .. }
                     | StepState::Asking { .. }
                     | StepState::Succeeded
                     | StepState::Failed { .. }

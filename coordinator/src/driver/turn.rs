@@ -113,6 +113,7 @@ impl Turn {
             }
             Err(
                 rejection @ (Rejection::UnknownStep(_)
+                | Rejection::UnknownSignal(_)
                 | Rejection::RunEnded
                 | Rejection::Forbidden { .. }
                 | Rejection::UnknownAttempt { .. }

@@ -65,6 +65,7 @@ fn error(kind: Kind, code: &'static str, message: &str) -> ControlError {
 fn rejected(rejection: &Rejection) -> ControlError {
     match rejection {
         Rejection::UnknownStep(_) => error(Kind::NotFound, "STEP_NOT_FOUND", &rejection.to_string()),
+        Rejection::UnknownSignal(_) => error(Kind::NotFound, "SIGNAL_NOT_FOUND", &rejection.to_string()),
         Rejection::RunEnded
         | Rejection::Forbidden { .. }
         | Rejection::UnknownAttempt { .. }

@@ -12,8 +12,9 @@ use muster_proto::v1::{
 use prost::Message as _;
 use prost_types::{Struct, Value, value::Kind};
 use serde_json::json;
+use tonic::Code;
 
-use crate::harness::{NAMESPACE, Served, get, served, soon, start};
+use crate::harness::{NAMESPACE, Served, get, reason, served, soon, start};
 
 pub(crate) fn done(output: serde_json::Value) -> Outcome {
     Outcome::Succeeded { output: Arc::new(output), unchanged: false, observations: Vec::new(), truncated: false }
@@ -163,6 +164,23 @@ async fn runs_are_listed_by_page_and_filter() {
             pb::ListRunsRequest { parent: NAMESPACE.to_owned(), filter: filter.to_owned(), ..Default::default() };
         assert_eq!(client.list_runs(request).await.unwrap().into_inner().runs.len(), count, "{filter}");
     }
+}
+
+#[tokio::test]
+async fn a_signal_needs_a_step_that_waits_for_it_and_little_with_it() {
+    let served: Served = served().await;
+    let run = served.started("playbook hello\nstep a").await;
+    let mut client = served.runs().await;
+    let signal = |payload: Option<&str>| pb::SignalRunRequest {
+        name: run.name.clone(),
+        signal: "approved".to_owned(),
+        payload: payload.map(Into::into),
+        ..Default::default()
+    };
+    let unknown = client.signal_run(signal(None)).await.unwrap_err();
+    assert_eq!(reason(&unknown), "SIGNAL_NOT_FOUND", "{unknown:?}");
+    let large = client.signal_run(signal(Some(&"x".repeat(70_000)))).await.unwrap_err();
+    assert_eq!((large.code(), reason(&large).as_str()), (Code::InvalidArgument, "FIELD_INVALID"));
 }
 
 #[tokio::test]

@@ -10,3 +10,4 @@ mod people;
 mod reports;
 mod run;
 mod strangers;
+mod waits;

@@ -37,6 +37,8 @@ pub(crate) enum RunCommand {
     Pause(ReasonArgs),
     /// Go on after a pause; an inconclusive gate is judged again.
     Resume(ReasonArgs),
+    /// Tell a run of something that happened outside: steps that wait for the signal go on.
+    Signal(SignalArgs),
     /// Stop a run. Nothing is undone unless the playbook says `onCancel: undo`.
     Cancel {
         #[command(flatten)]
@@ -101,6 +103,20 @@ pub(crate) struct RunListArgs {
     pub(crate) playbook: Option<String>,
     #[command(flatten)]
     pub(crate) page: PageArgs,
+}
+
+/// `run signal`
+#[derive(Debug, Args)]
+pub(crate) struct SignalArgs {
+    /// The run's id.
+    #[arg(value_name = "RUN")]
+    pub(crate) run: String,
+    /// The signal's name, as the playbook says under `wait`.
+    #[arg(value_name = "SIGNAL")]
+    pub(crate) signal: String,
+    /// What comes with it, as JSON: the output of the steps that wait for it.
+    #[arg(long, value_name = "JSON")]
+    pub(crate) payload: Option<String>,
 }
 
 /// A command on a run, and why.

@@ -5,10 +5,10 @@ use serde_json::Value;
 
 use super::{App, follow, goes_on, inputs, note_rest, page_size, playbook::Source};
 use crate::{
-    args::{EventsArgs, ReasonArgs, RunCommand, RunListArgs, StartArgs},
+    args::{EventsArgs, ReasonArgs, RunCommand, RunListArgs, SignalArgs, StartArgs},
     client::Client,
     error::{Exit, Result},
-    printer::to_message,
+    printer::{message_of, to_message},
 };
 
 pub(super) mod view;
@@ -30,6 +30,7 @@ pub(super) async fn run(app: &App, command: RunCommand) -> Result<Exit> {
         }
         RunCommand::Pause(args) => pause(app, args).await,
         RunCommand::Resume(args) => resume(app, args).await,
+        RunCommand::Signal(args) => signal(app, args).await,
         RunCommand::Cancel { reason, force } => cancel(app, reason, force).await,
         RunCommand::Explain { run } => explain(app, &run).await,
         RunCommand::Events(args) => events(app, &args).await,
@@ -142,6 +143,14 @@ async fn resume(app: &App, args: ReasonArgs) -> Result<Exit> {
         ..v1::ResumeRunRequest::default()
     };
     changed(app, client.runs().resume_run(client.soon(request)).await.map_err(|s| client.error(&s))?.get_ref())
+}
+
+async fn signal(app: &App, args: SignalArgs) -> Result<Exit> {
+    let payload = args.payload.as_deref().map(|text| message_of("--payload", text)).transpose()?;
+    let client = app.client().await?;
+    let (name, signal) = (client.name("runs", &args.run), args.signal);
+    let request = v1::SignalRunRequest { name, signal, payload, ..v1::SignalRunRequest::default() };
+    changed(app, client.runs().signal_run(client.soon(request)).await.map_err(|s| client.error(&s))?.get_ref())
 }
 
 async fn cancel(app: &App, args: ReasonArgs, force: bool) -> Result<Exit> {

@@ -6,8 +6,8 @@ use super::{App, run::changed};
 use crate::{
     args::{Answer, ResolveArgs, StepCommand},
     client::Client,
-    error::{CliError, Exit, Result},
-    printer::to_message,
+    error::{Exit, Result},
+    printer::message_of,
 };
 
 pub(super) async fn run(app: &App, command: StepCommand) -> Result<Exit> {
@@ -31,16 +31,12 @@ async fn resolve(app: &App, client: &Client, args: ResolveArgs) -> Result<Exit> 
         Answer::Retry => Resolution::Retry,
         Answer::Skip => Resolution::Skip,
     };
-    let output = args.step_output.as_deref().map(|text| {
-        let value = serde_json::from_str(text)
-            .map_err(|e| CliError::usage("JSON_INVALID", format!("--step-output is no JSON: {e}")))?;
-        to_message(value)
-    });
+    let output = args.step_output.as_deref().map(|text| message_of("--step-output", text)).transpose()?;
     let request = v1::ResolveStepRequest {
         name: name(client, &args.run, &args.step),
         resolution: resolution.into(),
         reason: args.reason,
-        output: output.transpose()?,
+        output,
         ..v1::ResolveStepRequest::default()
     };
     let run = client.runs().resolve_step(client.soon(request)).await.map_err(|s| client.error(&s))?;

@@ -53,6 +53,12 @@ pub(crate) fn to_message<M: ReflectMessage + Default>(value: Value) -> Result<M>
         .map_err(|e| unusable(e.to_string()))
 }
 
+/// The JSON text of an option as a well-known type.
+pub(crate) fn message_of<M: ReflectMessage + Default>(option: &str, text: &str) -> Result<M> {
+    let value = serde_json::from_str(text);
+    to_message(value.map_err(|e| CliError::usage("JSON_INVALID", format!("{option} is no JSON: {e}")))?)
+}
+
 /// JSON that keeps the order of its keys, and numbers without a fraction as integers: protobuf knows no integers in
 /// free-form values, people do.
 #[derive(Clone, Debug, PartialEq)]

@@ -127,6 +127,7 @@ impl runs::RunService for Services {
         cancel_run(CancelRunRequest) -> Run;
         pause_run(PauseRunRequest) -> Run;
         resume_run(ResumeRunRequest) -> Run;
+        signal_run(SignalRunRequest) -> Run;
         list_run_events(ListRunEventsRequest) -> ListRunEventsResponse;
         retry_step(RetryStepRequest) -> Run;
         resolve_step(ResolveStepRequest) -> Run;

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::{
     AgentSelector, Catalogue, OnFailure, OnLost, PinnedAction, Plan, PlanFacts, PlannedGate, PlannedPhase, PlannedStep,
-    PlannedUndo, PlannedVerify, Priority, RetryPolicy, graph::Graph,
+    PlannedUndo, PlannedVerify, PlannedWait, Priority, RetryPolicy, graph::Graph,
 };
 use crate::{
     ids::{ActionName, Digest},
@@ -144,7 +144,11 @@ impl Resolver<'_> {
     }
 
     fn step(&self, phase: usize, step: &schema::Step, needs: Vec<usize>) -> Result<PlannedStep, Finding> {
-        let action = self.pin(step.action.as_deref().unwrap_or_default())?;
+        let wait = step.wait.as_ref().and_then(|wait| planned_wait(wait, step.timeout.as_ref()));
+        let action = match &wait {
+            Some(_) => PinnedAction::nothing(),
+            None => self.pin(step.action.as_deref().unwrap_or_default())?,
+        };
         let undo = match &step.undo {
             _ if action.facts.read_only => PlannedUndo::Nothing,
             Some(Undo::Action(undo)) => {
@@ -162,6 +166,7 @@ impl Resolver<'_> {
             when: step.when.clone(),
             agent: step.agent.as_ref().map(selector).unwrap_or_default(),
             action,
+            wait,
             with: params(step.with.as_ref()),
             timeout_ms: ms(step.timeout.as_ref()).unwrap_or(DEFAULT_TIMEOUT_MS),
             queue_timeout_ms: ms(step.queue_timeout.as_ref()),
@@ -220,6 +225,13 @@ impl Resolver<'_> {
             }),
         }
     }
+}
+
+/// None where lint has found it empty.
+fn planned_wait(wait: &schema::Wait, timeout: Option<&DurationText>) -> Option<PlannedWait> {
+    let signal = || Some(PlannedWait::Signal { name: wait.signal.clone()?, timeout_ms: ms(timeout) });
+    let until = || Some(PlannedWait::Until { moment: wait.until.clone()? });
+    ms(wait.duration.as_ref()).map(|ms| PlannedWait::For { ms }).or_else(until).or_else(signal)
 }
 
 fn selector(agent: &schema::Agent) -> AgentSelector {

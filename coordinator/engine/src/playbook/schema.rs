@@ -141,8 +141,8 @@ pub struct Step {
     pub action: Option<String>,
     /// The action's parameters; texts may have `{{ CEL }}` in them.
     pub with: Option<Map<String, Value>>,
-    /// Not supported yet: wait for a time or a signal.
-    pub wait: Option<NotYet<Wait>>,
+    /// Wait for a time or a signal, instead of an action.
+    pub wait: Option<Wait>,
     /// Not supported yet: another playbook as a step.
     pub playbook: Option<NotYet<String>>,
     /// Ids of steps of this phase, or of earlier ones, that come first.
@@ -232,16 +232,16 @@ pub struct Agent {
     pub host: Option<String>,
 }
 
-/// Not supported yet: wait for a time or a signal.
+/// One of them: a time, a moment, or a signal.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Wait {
-    /// So long.
+    /// So long, from when the step could begin; at most 366 days.
     #[serde(rename = "for")]
     pub duration: Option<DurationText>,
-    /// Until a moment.
+    /// Until a moment, as `2026-01-31T18:00:00Z`; may have `{{ CEL }}` in it.
     pub until: Option<String>,
-    /// Until a signal of this name.
+    /// Until a signal of this name; `timeout` bounds it. What comes with the signal is the step's output.
     pub signal: Option<String>,
 }
 

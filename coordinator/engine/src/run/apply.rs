@@ -1,7 +1,7 @@
 //! Events to state: no policy, no choice, total. Every pair of state and event is either a step that the state machine
 //! takes or [`Corrupt`]; nothing is ignored, nothing panics. A corrupt event leaves the run as it was.
 
-mod step;
+pub(super) mod step;
 
 use std::sync::Arc;
 
@@ -82,6 +82,7 @@ impl Run {
             rollback: None,
             failure: None,
             outputs: None,
+            signals: std::collections::BTreeMap::new(),
             phases,
             steps,
             awake: std::collections::BTreeSet::new(),
@@ -135,6 +136,7 @@ impl Run {
                 phase.gate = Some(Gate { verdict: *verdict, criteria: criteria.clone(), at });
                 Ok(())
             }
+            Event::SignalReceived { signal, payload } => self.signal_received(signal, payload, touched),
             Event::PhaseEnded { phase, outcome } => self.phase_ended(at, phase, *outcome, touched),
             Event::MilestoneAtRisk { phase } => self.milestone(at, phase, MilestoneState::AtRisk, touched),
             Event::MilestoneMissed { phase } => self.milestone(at, phase, MilestoneState::Missed, touched),
@@ -234,10 +236,14 @@ impl Run {
             }
             Subject::Step { step } => {
                 let i = self.known(step)?;
-                let wakes = matches!(self.steps[i].state, StepState::Queued { .. } | StepState::Asking { .. });
-                refuse(!wakes, "the step waits neither for an agent nor for a person")?;
+                let state = &self.steps[i].state;
+                let wakes =
+                    matches!(state, StepState::Queued { .. } | StepState::Waiting { .. } | StepState::Asking { .. });
+                refuse(!wakes, "the step waits for nothing")?;
                 match &mut self.touch(i, touched).state {
-                    StepState::Queued { wake_at: at, .. } | StepState::Asking { remind_at: at, .. } => *at = next_at,
+                    StepState::Queued { wake_at: at, .. }
+                    | StepState::Waiting { wake_at: at, .. }
+                    | StepState::Asking { remind_at: at, .. } => *at = next_at,
                     StepState::Pending
                     | StepState::Active
                     | StepState::Succeeded
@@ -344,7 +350,7 @@ impl Run {
         for i in 0..self.steps.len() {
             let next = match &self.steps[i].state {
                 StepState::Queued { purpose: Purpose::Verify, .. } if self.steps[i].done => StepState::Succeeded,
-                StepState::Pending | StepState::Queued { .. } => StepState::Cancelled,
+                StepState::Pending | StepState::Queued { .. } | StepState::Waiting { .. } => StepState::Cancelled,
                 StepState::Asking { question, kind, .. } => match kind {
                     QuestionKind::Failed | QuestionKind::UndoFailed => StepState::Failed { reason: question.clone() },
                     QuestionKind::NeedsPerson | QuestionKind::MayHaveRun => StepState::Cancelled,
@@ -440,6 +446,9 @@ impl From<&StepNext> for StepState {
             }
             StepNext::Asking { question, kind, remind_at } => {
                 Self::Asking { question: question.clone(), kind: *kind, remind_at: *remind_at }
+            }
+            StepNext::Waiting { signal, ends_at, wake_at } => {
+                Self::Waiting { signal: signal.clone(), ends_at: *ends_at, wake_at: *wake_at }
             }
             StepNext::Succeeded => Self::Succeeded,
             StepNext::Failed { reason } => Self::Failed { reason: reason.clone() },

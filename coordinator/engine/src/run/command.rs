@@ -102,6 +102,13 @@ pub enum Command {
     },
     /// Records of the journal are lost, and a person has accepted that: nothing new is done until one has looked.
     AcceptLoss,
+    /// A signal from outside. The same one again is taken, and changes nothing.
+    Signal {
+        /// Its name; a step of the plan waits for it, has waited, or will.
+        signal: String,
+        /// What comes with it.
+        payload: Arc<Value>,
+    },
     /// Try a step again that failed or that asks.
     RetryStep {
         /// Which.
@@ -155,6 +162,9 @@ pub enum Rejection {
     /// The plan has no such step.
     #[error("the run has no step {0}")]
     UnknownStep(StepId),
+    /// No step of the plan waits for such a signal.
+    #[error("the run has no step that waits for signal {0}")]
+    UnknownSignal(String),
     /// The run has ended.
     #[error("the run has ended")]
     RunEnded,

@@ -131,6 +131,7 @@ impl Run {
             Command::Pause { reason } => person::pause(self, reason, now),
             Command::AcceptLoss => person::accept_loss(self, now),
             Command::Resume { reason } => person::resume(self, reason, now),
+            Command::Signal { signal, payload } => person::signal(self, signal, payload),
             Command::RetryStep { step, reason } => person::retry(self, step, reason, now),
             Command::ResolveStep { step, resolution, reason, output } => {
                 let answer = person::Answer { resolution: *resolution, reason, output: output.as_ref() };
@@ -162,6 +163,8 @@ fn step_state(run: &Run, i: usize) -> String {
             Some((number, attempt)) => format!("attempt {number} of the step is at work at agent {}", attempt.agent),
             None => "the step is at work".to_owned(),
         },
+        StepState::Waiting { signal: Some(signal), .. } => format!("the step waits for signal {signal}"),
+        StepState::Waiting { signal: None, .. } => "the step waits for a moment".to_owned(),
         StepState::Asking { .. } => "the step waits for a person".to_owned(),
         StepState::Succeeded => "the step has succeeded".to_owned(),
         StepState::Failed { .. } => "the step has failed".to_owned(),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use serde_json::Value;
 
 use super::{Run, state::StepState};
@@ -14,6 +15,7 @@ impl Outputs for Run {
         match &step.state {
             StepState::Succeeded | StepState::Active | StepState::Queued { .. } => step.output.as_deref(),
             StepState::Pending
+            | StepState::Waiting { .. }
             | StepState::Asking { .. }
             | StepState::Failed { .. }
             | StepState::Skipped { .. }
@@ -36,6 +38,13 @@ pub(crate) fn value(run: &Run, expression: &str) -> Result<Value, String> {
 /// Parameters with their templates filled in.
 pub(crate) fn rendered(run: &Run, with: &Value) -> Result<Arc<Value>, String> {
     render::render(with, &scope(run, None)).map(|v| Arc::new(v.into_owned())).map_err(|e| e.to_string())
+}
+
+/// A moment as RFC 3339, or a template that gives one.
+pub(crate) fn moment(run: &Run, text: &str) -> Result<Timestamp, String> {
+    let rendered = rendered(run, &Value::String(text.to_owned()))?;
+    let shown = rendered.as_str().map_or_else(|| rendered.to_string(), str::to_owned);
+    shown.parse().map_err(|_| format!("{shown:?} is no moment: write it as 2026-01-31T18:00:00Z"))
 }
 
 fn scope<'a>(run: &'a Run, output: Option<&'a Value>) -> Scope<'a> {

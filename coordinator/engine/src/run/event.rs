@@ -132,6 +132,13 @@ pub enum Event {
         /// Each criterion with what was found.
         criteria: Vec<Criterion>,
     },
+    /// A signal came to the run. It stays: who waits for it later finds it.
+    SignalReceived {
+        /// Its name.
+        signal: String,
+        /// What came with it.
+        payload: Arc<Value>,
+    },
     /// A phase is over.
     PhaseEnded {
         /// Which.
@@ -238,6 +245,7 @@ impl Event {
             Self::ReportArrivedStale { .. } => "report_arrived_stale",
             Self::OwnerReminded { .. } => "owner_reminded",
             Self::GateJudged { .. } => "gate_judged",
+            Self::SignalReceived { .. } => "signal_received",
             Self::PhaseEnded { .. } => "phase_ended",
             Self::MilestoneAtRisk { .. } => "milestone_at_risk",
             Self::MilestoneMissed { .. } => "milestone_missed",
@@ -336,7 +344,18 @@ pub enum StepNext {
         /// When the owner is told again.
         remind_at: Timestamp,
     },
-    /// Done; its output is the one its attempt gave.
+    /// It waits for a moment or a signal.
+    Waiting {
+        /// The signal; none: it waits for the moment at which the wait ends.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        signal: Option<String>,
+        /// When the wait is over: reached for a moment, given up for a signal.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ends_at: Option<Timestamp>,
+        /// When something is done about it: it ends, or the owner is told (again).
+        wake_at: Timestamp,
+    },
+    /// Done; its output is the one its attempt or its signal gave.
     Succeeded,
     /// Failed for good.
     Failed {

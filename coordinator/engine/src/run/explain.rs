@@ -105,6 +105,25 @@ impl Run {
         match &step.state {
             StepState::Queued { .. } => self.explain_queued(i, now),
             StepState::Active => self.explain_active(i, now),
+            StepState::Waiting { signal, ends_at, wake_at } => {
+                let over = *ends_at == Some(*wake_at);
+                let (waits_for, on_whom, next, hint) = match signal {
+                    Some(signal) => (
+                        format!("signal {signal}"),
+                        format!("whoever sends {signal}"),
+                        if over { "the wait is given up" } else { "the owner is reminded" },
+                        format!("send it: muster run signal {} {signal}, or resolve the step", self.id),
+                    ),
+                    None => (
+                        "its moment".to_owned(),
+                        "the clock".to_owned(),
+                        "the step is done",
+                        "to go on at once, resolve the step as succeeded".to_owned(),
+                    ),
+                };
+                let (next_action, next_at) = (next.to_owned(), Some(*wake_at));
+                Some(Waiting { subject, waits_for, on_whom, since: step.since, next_action, next_at, hint })
+            }
             StepState::Asking { question, kind, remind_at } => Some(Waiting {
                 subject,
                 waits_for: question.clone(),

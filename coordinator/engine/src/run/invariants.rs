@@ -39,7 +39,7 @@ impl Run {
 
     fn check_step(&self, i: usize) -> Result<(), &'static str> {
         let (step, planned) = (&*self.steps[i], &self.plan.steps[i]);
-        let awake = matches!(step.state, StepState::Queued { .. } | StepState::Active | StepState::Asking { .. });
+        let awake = super::apply::step::is_awake(&step.state);
         ensure(awake == self.awake.contains(&i), "is awake without being listed so, or the other way round")?;
         let live = step.attempts.iter().filter(|a| a.end.is_none()).count();
         ensure(live <= 1, "has two attempts at work at once")?;
@@ -79,6 +79,12 @@ impl Run {
                 ensure(*purpose != Purpose::Verify || planned.verify.is_some(), "is verified without being asked to")?;
                 ensure(*purpose != Purpose::Undo || self.rollback.is_some(), "is undone without a walk back")?;
             }
+            StepState::Waiting { signal, ends_at, wake_at } => {
+                ensure(planned.wait.is_some(), "waits without being asked to")?;
+                ensure(signal.is_some() || ends_at.is_some(), "waits for nothing")?;
+                ensure(ends_at.is_none_or(|ends| *wake_at <= ends), "is woken after its wait is over")?;
+                ensure(!self.signals.keys().any(|s| step.waits_for(s)), "waits for a signal that has come")?;
+            }
             StepState::Undone => ensure(step.prepared.is_empty(), "is undone with undo data left")?,
             StepState::Pending => ensure(step.attempts.is_empty(), "has attempts and has not begun")?,
             StepState::Active
@@ -106,7 +112,11 @@ impl Run {
         let open = steps().filter(|s| {
             matches!(
                 s.state,
-                StepState::Pending | StepState::Queued { .. } | StepState::Active | StepState::Asking { .. }
+                StepState::Pending
+                    | StepState::Queued { .. }
+                    | StepState::Active
+                    | StepState::Waiting { .. }
+                    | StepState::Asking { .. }
             )
         });
         ensure(open.count() == phase.open_steps, "counts its open steps wrong")?;

@@ -115,6 +115,8 @@ pub enum Wake {
     MayStart(StepId),
     /// A step has waited long for an agent: a reminder, or the end of its wait.
     NoAgent(StepId),
+    /// A wait for a moment is over, or one for a signal is given up or has been long.
+    WaitDue(StepId),
     /// An attempt has ended by the clock, unless its instance says that it holds it.
     AttemptClock(StepId, AttemptNumber),
     /// A question is asked again.
@@ -130,6 +132,7 @@ impl fmt::Display for Wake {
         match self {
             Self::MayStart(step) => write!(f, "step {step} may start"),
             Self::NoAgent(step) => write!(f, "step {step} has waited long for an agent"),
+            Self::WaitDue(step) => write!(f, "the wait of step {step} is over, or has been long"),
             Self::AttemptClock(step, attempt) => write!(f, "attempt {attempt} of step {step} has ended by the clock"),
             Self::Reminder(Subject::Run) => f.write_str("the run is paused"),
             Self::Reminder(Subject::Step { step }) => write!(f, "step {step} waits for a person"),
@@ -233,6 +236,7 @@ impl Run {
             }
             StepState::Queued { .. }
             | StepState::Pending
+            | StepState::Waiting { .. }
             | StepState::Asking { .. }
             | StepState::Succeeded
             | StepState::Failed { .. }
@@ -295,6 +299,7 @@ impl Run {
             StepState::Queued { not_before, .. } if *not_before > now => Some((*not_before, Due::MayStart(i))),
             StepState::Queued { wake_at, .. } => Some((*wake_at, Due::NoAgent(i))),
             StepState::Active => step.live_attempt().map(|(_, a)| (a.ends_by, Due::Clock(i))),
+            StepState::Waiting { wake_at, .. } => Some((*wake_at, Due::Wait(i))),
             StepState::Asking { remind_at, .. } => Some((*remind_at, Due::Question(i))),
             StepState::Pending
             | StepState::Succeeded
@@ -311,6 +316,7 @@ impl Run {
         match due {
             Due::MayStart(i) => Wake::MayStart(step(i)),
             Due::NoAgent(i) => Wake::NoAgent(step(i)),
+            Due::Wait(i) => Wake::WaitDue(step(i)),
             Due::Clock(i) => Wake::AttemptClock(step(i), self.steps[i].live_attempt().map_or(0, |(number, _)| number)),
             Due::Question(i) => Wake::Reminder(Subject::Step { step: step(i) }),
             Due::Pause => Wake::Reminder(Subject::Run),
@@ -325,6 +331,7 @@ impl Run {
 enum Due {
     MayStart(usize),
     NoAgent(usize),
+    Wait(usize),
     Clock(usize),
     Question(usize),
     Pause,

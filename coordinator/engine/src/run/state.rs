@@ -51,11 +51,14 @@ pub struct Run {
     pub failure: Option<String>,
     /// The playbook's outputs, at the end.
     pub outputs: Option<Arc<Value>>,
+    /// The signals that came, each with what came with it first.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub signals: BTreeMap<String, Arc<Value>>,
     /// In the plan's order.
     pub phases: Vec<Arc<Phase>>,
     /// In the plan's order.
     pub steps: Vec<Arc<Step>>,
-    /// Indexes of the steps that are queued, active or asking: all that can need something right now.
+    /// Indexes of the steps that are queued, active, waiting or asking: all that can need something right now.
     pub awake: BTreeSet<usize>,
     /// How many times a step was done or tried: the next [`Step::done_order`].
     pub done_count: u64,
@@ -252,6 +255,15 @@ pub enum StepState {
     },
     /// Its last attempt is unconfirmed: it could be at work right now.
     Active,
+    /// It waits for a moment or a signal; no agent has a part in it.
+    Waiting {
+        /// The signal; none: it waits for the moment at which the wait ends.
+        signal: Option<String>,
+        /// When the wait is over: reached for a moment, given up for a signal.
+        ends_at: Option<Timestamp>,
+        /// When something is done about it: it ends, or the owner is told (again).
+        wake_at: Timestamp,
+    },
     /// It waits for a person.
     Asking {
         /// What is asked.
@@ -348,6 +360,7 @@ impl Run {
             StepState::Pending
             | StepState::Queued { .. }
             | StepState::Active
+            | StepState::Waiting { .. }
             | StepState::Asking { .. }
             | StepState::Succeeded
             | StepState::Skipped { .. }
@@ -374,6 +387,11 @@ impl Run {
 }
 
 impl Step {
+    /// Whether it waits for this signal.
+    pub(crate) fn waits_for(&self, name: &str) -> bool {
+        matches!(&self.state, StepState::Waiting { signal: Some(signal), .. } if signal == name)
+    }
+
     /// The unconfirmed attempt, with its number.
     pub fn live_attempt(&self) -> Option<(AttemptNumber, &Attempt)> {
         self.attempts.last().filter(|a| a.end.is_none()).map(|a| (a.number, a))

@@ -11,7 +11,7 @@ use muster_engine::{
     ids::{AttemptNumber, StepId},
     plan::{
         ActionFacts, ActionScope, AgentSelector, OnCancel, OnFailure, OnLost, PinnedAction, Plan, PlanFacts,
-        PlannedGate, PlannedPhase, PlannedStep, PlannedUndo, PlannedVerify, Priority, RetryPolicy,
+        PlannedGate, PlannedPhase, PlannedStep, PlannedUndo, PlannedVerify, PlannedWait, Priority, RetryPolicy,
     },
     run::{
         Command, Event, Fence, Outstanding, Rejection, Run, RunStarted, Turn,
@@ -60,9 +60,20 @@ pub fn step(id: &str, needs: &[usize]) -> PlannedStep {
         on_lost: OnLost::Probe,
         on_failure: OnFailure::Undo,
         critical: true,
+        wait: None,
         verify: None,
         undo: PlannedUndo::Auto,
     }
+}
+
+/// The step waits, and does nothing.
+pub fn waits(step: &mut PlannedStep, wait: PlannedWait) {
+    step.action = PinnedAction::nothing();
+    (step.undo, step.wait) = (PlannedUndo::Nothing, Some(wait));
+}
+
+pub fn for_signal(name: &str, timeout_ms: Option<u64>) -> PlannedWait {
+    PlannedWait::Signal { name: name.to_owned(), timeout_ms }
 }
 
 pub fn verify(expect: &str, within_ms: u64, every_ms: u64) -> PlannedVerify {

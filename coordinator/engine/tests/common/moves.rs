@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use muster_engine::{
     ids::{AttemptNumber, StepId},
+    plan::PlannedWait,
     run::{
         Command, Fence, Outstanding, Resolution, Run,
         event::{FailureKind, NotStarted, Outcome, Purpose, StatusNote},
@@ -22,6 +23,11 @@ pub fn good(world: &World) -> Vec<Command> {
             all.push(prepare(&fence));
         } else {
             all.push(Command::Finish { outcome: good_outcome(purpose), fence });
+        }
+    }
+    for planned in &world.run.plan.steps {
+        if let Some(PlannedWait::Signal { name, .. }) = &planned.wait {
+            all.push(Command::Signal { signal: name.clone(), payload: Arc::new(json!({ "ok": true })) });
         }
     }
     all

@@ -90,6 +90,7 @@ impl<'a> About<'a> {
             | Event::MilestoneReached { phase, .. } => Self { phase: Some(phase.as_str()), ..Self::default() },
             Event::RunStarted(_)
             | Event::OwnerReminded { subject: Subject::Run, .. }
+            | Event::SignalReceived { .. }
             | Event::RunPaused { .. }
             | Event::RecordsLost { .. }
             | Event::RunResumed { .. }
@@ -138,6 +139,7 @@ fn sentence(event: &Event) -> String {
         Event::OwnerReminded { subject: Subject::Step { step }, .. } => {
             format!("the owner was told that step {step} waits")
         }
+        Event::SignalReceived { signal, .. } => format!("signal {signal} has come"),
         Event::GateJudged { phase, verdict, .. } => format!("gate of phase {phase} {}", verdict_text(*verdict)),
         Event::PhaseEnded { phase, outcome } => format!("phase {phase} {}", phase_text(*outcome)),
         Event::MilestoneAtRisk { phase } => format!("milestone of phase {phase} is at risk"),
@@ -174,6 +176,7 @@ fn next_after(said: &str, next: &StepNext) -> String {
         StepNext::Queued { why, .. } if said.contains(why.as_str()) => "waits for an agent".to_owned(),
         StepNext::Failed { reason } if said.contains(reason.as_str()) => "failed".to_owned(),
         StepNext::Queued { .. }
+        | StepNext::Waiting { .. }
         | StepNext::Asking { .. }
         | StepNext::Succeeded
         | StepNext::Failed { .. }
@@ -187,6 +190,8 @@ fn next_text(next: &StepNext) -> String {
     match next {
         StepNext::Queued { why, .. } if why.is_empty() => "waits for an agent".to_owned(),
         StepNext::Queued { why, .. } => format!("waits: {why}"),
+        StepNext::Waiting { signal: Some(signal), .. } => format!("waits for signal {signal}"),
+        StepNext::Waiting { signal: None, wake_at, .. } => format!("waits until {wake_at}"),
         StepNext::Asking { question, .. } => format!("asks: {question}"),
         StepNext::Succeeded => "succeeded".to_owned(),
         StepNext::Failed { reason } => format!("failed: {reason}"),

@@ -1,7 +1,7 @@
 //! Playbooks, plans and findings as the API shows them.
 
 use muster_engine::{
-    plan::{AgentSelector, OnCancel, OnFailure, OnLost, Plan, PlannedPhase, PlannedStep, Priority},
+    plan::{AgentSelector, OnCancel, OnFailure, OnLost, Plan, PlannedPhase, PlannedStep, PlannedWait, Priority},
     playbook::{Finding, Level},
 };
 use muster_proto::v1 as pb;
@@ -100,6 +100,16 @@ fn phase(plan: &Plan, phase: &PlannedPhase) -> pb::PlannedPhase {
     }
 }
 
+fn wait(wait: &PlannedWait) -> String {
+    match wait {
+        PlannedWait::For { ms } => {
+            format!("for {:#}", jiff::SignedDuration::from_millis(i64::try_from(*ms).unwrap_or(i64::MAX)))
+        }
+        PlannedWait::Until { moment } => format!("until {moment}"),
+        PlannedWait::Signal { name, .. } => format!("signal {name}"),
+    }
+}
+
 fn step(plan: &Plan, step: &PlannedStep) -> pb::PlannedStep {
     pb::PlannedStep {
         id: step.id.to_string(),
@@ -129,5 +139,6 @@ fn step(plan: &Plan, step: &PlannedStep) -> pb::PlannedStep {
         verify_expect: step.verify.as_ref().map(|v| v.expect.clone()).unwrap_or_default(),
         undo: undo(&step.undo),
         critical: Some(step.critical),
+        wait: step.wait.as_ref().map(wait).unwrap_or_default(),
     }
 }

@@ -259,6 +259,14 @@ fn fill_state(shown: &mut pb::Step, step: &Step, planned: &PlannedStep) {
             shown.next_time = step.attempts.last().map(|a| to_time(a.ends_by));
             pb::step::State::Active
         }
+        StepState::Waiting { signal, wake_at, .. } => {
+            shown.next_time = Some(to_time(*wake_at));
+            shown.state_reason = match signal {
+                Some(signal) => format!("waits for signal {signal}"),
+                None => "waits for its moment".to_owned(),
+            };
+            pb::step::State::Waiting
+        }
         StepState::Asking { question, kind, remind_at } => {
             shown.question = match kind {
                 QuestionKind::Failed => pb::step::Question::Failed,

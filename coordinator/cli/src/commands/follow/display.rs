@@ -143,7 +143,7 @@ fn steps(printer: &Printer, run: &v1::Run) -> String {
     let shown: Vec<&v1::Step> = run
         .steps
         .iter()
-        .filter(|s| matches!(s.state(), State::Active | State::Queued | State::Asking | State::Failed))
+        .filter(|s| matches!(s.state(), State::Active | State::Queued | State::Waiting | State::Asking | State::Failed))
         .collect();
     let mut lines: Vec<String> = shown.iter().take(STEPS_SHOWN).map(|step| line(printer, step)).collect();
     if shown.len() > STEPS_SHOWN {

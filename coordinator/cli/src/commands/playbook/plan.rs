@@ -44,7 +44,11 @@ fn row(phase: &v1::PlannedPhase, step: &v1::PlannedStep) -> Vec<String> {
     vec![
         step.id.clone(),
         phase.id.clone(),
-        format!("{}@{}", step.action, step.action_version),
+        if step.wait.is_empty() {
+            format!("{}@{}", step.action, step.action_version)
+        } else {
+            format!("wait {}", step.wait)
+        },
         step.agent.as_ref().map(selector).unwrap_or_default(),
         step.needs.join(","),
         span(step.timeout.as_ref()),

@@ -108,6 +108,7 @@ pub(crate) fn step_state(step: &v1::Step) -> String {
         State::Active => step.attempts.last().map_or(Purpose::Unspecified, v1::Attempt::purpose),
         State::Unspecified
         | State::Pending
+        | State::Waiting
         | State::Asking
         | State::Succeeded
         | State::Failed
@@ -133,6 +134,7 @@ pub(crate) fn why(step: &v1::Step) -> String {
             v1::step::State::Succeeded | v1::step::State::Pending => String::new(),
             v1::step::State::Unspecified
             | v1::step::State::Queued
+            | v1::step::State::Waiting
             | v1::step::State::Asking
             | v1::step::State::Failed
             | v1::step::State::Skipped

@@ -84,6 +84,9 @@ impl Lint<'_> {
             self.condition(&path.key("when"), when, &view);
         }
         self.templates(&path.key("with"), step.with.as_ref(), &view);
+        if let Some(until) = step.wait.as_ref().and_then(|wait| wait.until.as_ref()).filter(|u| u.contains("{{")) {
+            self.text(&path.key("wait").key("until"), until, &view);
+        }
         // Both come after the step itself.
         view.steps[index] = true;
         if let Some(Undo::Action(undo)) = &step.undo {

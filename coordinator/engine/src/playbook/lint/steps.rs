@@ -1,13 +1,17 @@
 //! Steps, one by one.
 
+use jiff::Timestamp;
+
 use super::{DAY_MS, Lint};
 use crate::playbook::{
-    schema::{Agent, Defaults, DurationText, OnFailure, Retry, Step},
+    schema::{Agent, Defaults, DurationText, OnFailure, Retry, Step, Wait},
     tree::Path,
 };
 
 /// Longest time of one attempt.
 const MAX_TIMEOUT_MS: u64 = DAY_MS;
+/// Longest wait that a playbook may ask for.
+const MAX_WAIT_MS: u64 = 366 * DAY_MS;
 
 impl Lint<'_> {
     pub(super) fn all_steps(&mut self) {
@@ -19,15 +23,55 @@ impl Lint<'_> {
                 self.readable(&path.key("name"), name);
             }
             self.who_and_what(&path, step, &settled);
+            self.failure(&path, &settled);
+            if let Some(wait) = &step.wait {
+                self.wait(&path, step, wait);
+                continue;
+            }
             self.times(&path, [&step.timeout, &step.queue_timeout, &step.status]);
             self.verify(&path, step);
             if let Some(retry) = &step.retry {
                 self.retry(&path.key("retry"), retry);
             }
-            self.failure(&path, &settled);
             if step.action.is_some() {
                 self.action(&path, step, &settled);
             }
+        }
+    }
+
+    fn wait(&mut self, path: &Path, step: &Step, wait: &Wait) {
+        let without_meaning = [
+            ("agent", step.agent.is_some()),
+            ("with", step.with.is_some()),
+            ("queueTimeout", step.queue_timeout.is_some()),
+            ("status", step.status.is_some()),
+            ("retry", step.retry.is_some()),
+            ("onLost", step.on_lost.is_some()),
+            ("verify", step.verify.is_some()),
+            ("undo", step.undo.is_some()),
+            ("timeout", step.timeout.is_some() && wait.signal.is_none()),
+        ];
+        for (key, _) in without_meaning.into_iter().filter(|(_, present)| *present) {
+            let message = format!("a step that waits has no {key}");
+            self.error(&path.key(key), "CONTRADICTION", message).hint("remove it; timeout is for a signal alone");
+        }
+        self.duration(&path.key("timeout"), step.timeout.as_ref(), 1, MAX_WAIT_MS);
+        let path = path.key("wait");
+        let kinds = [wait.duration.is_some(), wait.until.is_some(), wait.signal.is_some()];
+        if kinds.iter().filter(|present| **present).count() != 1 {
+            self.error(&path, "INVALID_VALUE", "a wait is for one of for, until and signal")
+                .hint("wait: {for: 10m}; make several steps of several waits");
+        }
+        self.duration(&path.key("for"), wait.duration.as_ref(), 1, MAX_WAIT_MS);
+        if let Some(signal) = &wait.signal {
+            self.id(&path.key("signal"), signal, "a signal");
+        }
+        if let Some(until) = &wait.until
+            && !until.contains("{{")
+            && until.parse::<Timestamp>().is_err()
+        {
+            self.error(&path.key("until"), "INVALID_VALUE", format!("{until:?} is no moment"))
+                .hint("write it as 2026-01-31T18:00:00Z or 2026-01-31T18:00:00+01:00");
         }
     }
 
@@ -61,7 +105,6 @@ impl Lint<'_> {
         self.unsupported(
             path,
             &[
-                ("wait", step.wait.is_some()),
                 ("playbook", step.playbook.is_some()),
                 ("forEach", step.for_each.is_some()),
                 ("matrix", step.matrix.is_some()),

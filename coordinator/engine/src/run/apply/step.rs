@@ -34,7 +34,7 @@ impl Run {
 
     pub(super) fn queue_if_ready(&mut self, i: usize, at: Timestamp, touched: &mut Touched) {
         let plan = Arc::clone(&self.plan);
-        let Some(planned) = plan.steps.get(i).filter(|p| p.when.is_none()) else { return };
+        let Some(planned) = plan.steps.get(i).filter(|p| p.begins_by_itself()) else { return };
         if self.is_ready(i, planned) {
             let wake_at = timeout::queue_wake(at, at, planned.queue_timeout_ms);
             let next = StepState::Queued { purpose: Purpose::Run, not_before: at, wake_at, why: String::new() };
@@ -46,15 +46,13 @@ impl Run {
     pub(super) fn enter(&mut self, i: usize, at: Timestamp, next: StepState, touched: &mut Touched) {
         let step = Arc::make_mut(&mut self.steps[i]);
         let was_open = is_open(&step.state);
-        let (open, awake, unblocks) = (
-            is_open(&next),
-            matches!(next, StepState::Queued { .. } | StepState::Active | StepState::Asking { .. }),
-            matches!(next, StepState::Succeeded | StepState::Skipped { .. }),
-        );
+        let (open, awake, unblocks) =
+            (is_open(&next), is_awake(&next), matches!(next, StepState::Succeeded | StepState::Skipped { .. }));
         step.queued_since = match &next {
             StepState::Queued { not_before, .. } => step.queued_since.or(Some(*not_before)),
             StepState::Active => step.queued_since,
             StepState::Pending
+            | StepState::Waiting { .. }
             | StepState::Asking { .. }
             | StepState::Succeeded
             | StepState::Failed { .. }
@@ -96,14 +94,25 @@ impl Run {
         let walking_back = self.rollback.as_ref().is_some_and(|r| r.remaining.contains(&i));
         let fits = match &self.steps[i].state {
             StepState::Pending => match next {
-                StepNext::Queued { purpose, .. } => *purpose == Purpose::Run,
+                StepNext::Queued { purpose, .. } => *purpose == Purpose::Run && self.plan.steps[i].wait.is_none(),
+                StepNext::Waiting { .. } => self.plan.steps[i].wait.is_some(),
                 StepNext::Asking { .. } | StepNext::Failed { .. } | StepNext::Skipped { .. } => !undoes(next),
                 StepNext::Succeeded | StepNext::Cancelled | StepNext::Undone => false,
             },
             StepState::Queued { purpose, .. } => match next {
                 StepNext::Asking { .. } | StepNext::Failed { .. } => undoes(next) == (*purpose == Purpose::Undo),
                 StepNext::Queued { .. }
+                | StepNext::Waiting { .. }
                 | StepNext::Succeeded
+                | StepNext::Skipped { .. }
+                | StepNext::Cancelled
+                | StepNext::Undone => false,
+            },
+            StepState::Waiting { .. } => match next {
+                StepNext::Succeeded => true,
+                StepNext::Asking { .. } | StepNext::Failed { .. } => !undoes(next),
+                StepNext::Queued { .. }
+                | StepNext::Waiting { .. }
                 | StepNext::Skipped { .. }
                 | StepNext::Cancelled
                 | StepNext::Undone => false,
@@ -116,7 +125,34 @@ impl Run {
             | StepState::Undone => walking_back && undoes(next) && *next != StepNext::Undone,
         };
         refuse(!fits, "the step can't move there from where it is")?;
+        if *next == StepNext::Succeeded {
+            self.end_wait(i);
+        }
         self.enter(i, at, next.into(), touched);
+        Ok(())
+    }
+
+    /// What it waited for has come.
+    fn end_wait(&mut self, i: usize) {
+        let StepState::Waiting { signal, .. } = &self.steps[i].state else { return };
+        let payload = signal.as_ref().and_then(|s| self.signals.get(s)).cloned();
+        let step = Arc::make_mut(&mut self.steps[i]);
+        step.output = Some(payload.unwrap_or_else(|| Arc::new(Value::Object(serde_json::Map::new()))));
+        step.done = true;
+        step.done_order = Some(self.done_count);
+        self.done_count += 1;
+    }
+
+    pub(super) fn signal_received(
+        &mut self,
+        signal: &str,
+        payload: &Arc<Value>,
+        touched: &mut Touched,
+    ) -> Result<(), String> {
+        refuse(self.has_ended(), "the run has ended")?;
+        refuse(self.signals.contains_key(signal), "the signal has come before")?;
+        self.signals.insert(signal.to_owned(), Arc::clone(payload));
+        touched.steps.extend(self.awake.iter().filter(|i| self.steps[**i].waits_for(signal)));
         Ok(())
     }
 
@@ -134,6 +170,7 @@ impl Run {
             StepState::Queued { purpose, .. } => *purpose == Purpose::Undo,
             StepState::Asking { kind, .. } => *kind == QuestionKind::UndoFailed,
             StepState::Active => step.live_attempt().is_some_and(|(_, a)| a.purpose == Purpose::Undo),
+            StepState::Waiting { .. } => false,
             StepState::Failed { .. } => {
                 refuse(self.state != RunState::Running, "the run is over but for its walk back")?;
                 refuse(matches!(next, StepNext::Failed { .. }), "the step has failed already")?;
@@ -146,7 +183,9 @@ impl Run {
             | StepState::Undone => return Err("nothing is asked of the step".into()),
         };
         let fits = match next {
+            StepNext::Queued { .. } if self.plan.steps[i].wait.is_some() => false,
             StepNext::Queued { .. } | StepNext::Undone => undoes(next) == undoing,
+            StepNext::Waiting { .. } => self.plan.steps[i].wait.is_some(),
             StepNext::Succeeded => !undoing || step.done,
             StepNext::Failed { .. } => true,
             StepNext::Skipped { .. } => !undoing,
@@ -175,7 +214,11 @@ impl Run {
                 step.queued_since = None;
             }
             StepNext::Undone => step.prepared.clear(),
-            StepNext::Asking { .. } | StepNext::Failed { .. } | StepNext::Skipped { .. } | StepNext::Cancelled => {}
+            StepNext::Waiting { .. }
+            | StepNext::Asking { .. }
+            | StepNext::Failed { .. }
+            | StepNext::Skipped { .. }
+            | StepNext::Cancelled => {}
         }
         self.enter(i, at, next.into(), touched);
         Ok(())
@@ -246,7 +289,7 @@ impl Run {
         let fits = match next {
             StepNext::Queued { .. } | StepNext::Asking { .. } | StepNext::Undone => undoes(next) == undo,
             StepNext::Succeeded | StepNext::Failed { .. } | StepNext::Cancelled => !undo,
-            StepNext::Skipped { .. } => false,
+            StepNext::Waiting { .. } | StepNext::Skipped { .. } => false,
         };
         refuse(!fits, "the step can't go there after an attempt of this purpose")?;
         let never_began = matches!(end, AttemptEnd::NotStarted { .. });
@@ -330,13 +373,34 @@ fn undoes(next: &StepNext) -> bool {
         StepNext::Queued { purpose, .. } => *purpose == Purpose::Undo,
         StepNext::Asking { kind, .. } => *kind == QuestionKind::UndoFailed,
         StepNext::Undone => true,
-        StepNext::Succeeded | StepNext::Failed { .. } | StepNext::Skipped { .. } | StepNext::Cancelled => false,
+        StepNext::Waiting { .. }
+        | StepNext::Succeeded
+        | StepNext::Failed { .. }
+        | StepNext::Skipped { .. }
+        | StepNext::Cancelled => false,
+    }
+}
+
+/// Whether something is to be done about it, sooner or later.
+pub(crate) fn is_awake(state: &StepState) -> bool {
+    match state {
+        StepState::Queued { .. } | StepState::Active | StepState::Waiting { .. } | StepState::Asking { .. } => true,
+        StepState::Pending
+        | StepState::Succeeded
+        | StepState::Failed { .. }
+        | StepState::Skipped { .. }
+        | StepState::Cancelled
+        | StepState::Undone => false,
     }
 }
 
 fn is_open(state: &StepState) -> bool {
     match state {
-        StepState::Pending | StepState::Queued { .. } | StepState::Active | StepState::Asking { .. } => true,
+        StepState::Pending
+        | StepState::Queued { .. }
+        | StepState::Active
+        | StepState::Waiting { .. }
+        | StepState::Asking { .. } => true,
         StepState::Succeeded
         | StepState::Failed { .. }
         | StepState::Skipped { .. }

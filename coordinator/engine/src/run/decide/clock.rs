@@ -8,7 +8,7 @@ use crate::{
     policy::timeout,
     run::{
         Event, Run,
-        event::{AttemptEnd, EndedBy, NotStarted, PhaseOutcome, Subject},
+        event::{AttemptEnd, EndedBy, NotStarted, PhaseOutcome, StepNext, Subject},
         state::{MilestoneState, PhaseState, StepState},
     },
 };
@@ -64,10 +64,23 @@ fn tick_step(run: &Run, i: usize, now: Timestamp) -> Option<Event> {
             Some((number, attempt)) if attempt.ends_by <= now => Some(lost(run, i, number, EndedBy::Clock, now)),
             Some(_) | None => None,
         },
+        StepState::Waiting { signal, ends_at, wake_at } if *wake_at <= now => Some(match (ends_at, signal) {
+            (Some(ends), None) if *ends <= now => Event::StepMoved { step: id(), next: StepNext::Succeeded },
+            (Some(ends), Some(signal)) if *ends <= now => {
+                let next = at.failed_for_good(&format!("signal {signal} has not come in time"));
+                Event::StepMoved { step: id(), next }
+            }
+            (ends, _) => {
+                let next_at = timeout::remind_at(now);
+                let next_at = ends.map_or(next_at, |ends| ends.min(next_at));
+                Event::OwnerReminded { subject: Subject::Step { step: id() }, next_at }
+            }
+        }),
         StepState::Asking { remind_at, .. } if *remind_at <= now => {
             Some(Event::OwnerReminded { subject: Subject::Step { step: id() }, next_at: timeout::remind_at(now) })
         }
         StepState::Queued { .. }
+        | StepState::Waiting { .. }
         | StepState::Asking { .. }
         | StepState::Pending
         | StepState::Succeeded

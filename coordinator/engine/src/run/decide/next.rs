@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use crate::{
-    plan::{OnFailure, PlannedStep, PlannedUndo},
+    plan::{OnFailure, PlannedStep, PlannedUndo, PlannedWait},
     policy::{
         after,
         lost::{self, AfterLoss},
@@ -107,6 +107,30 @@ impl<'a> StepAt<'a> {
     fn waiting(&self, purpose: Purpose, not_before: Timestamp, since: Timestamp, why: &str) -> StepNext {
         let wake_at = timeout::queue_wake(not_before, since, self.planned.queue_timeout_ms).max(not_before);
         StepNext::Queued { purpose, not_before, wake_at, why: why.to_owned() }
+    }
+
+    /// Everything it needs is done: it waits for an agent, or for what it is there to wait for.
+    pub(super) fn begun(&self) -> StepNext {
+        let ends_at = match &self.planned.wait {
+            None => return self.queued(Purpose::Run, self.now, ""),
+            Some(PlannedWait::For { ms }) => Some(after(self.now, *ms)),
+            Some(PlannedWait::Until { moment }) => match eval::moment(self.run, moment) {
+                Ok(moment) => Some(moment),
+                Err(error) => return self.failed_for_good(&error),
+            },
+            Some(PlannedWait::Signal { timeout_ms, .. }) => timeout_ms.map(|ms| after(self.now, ms)),
+        };
+        let signal = match &self.planned.wait {
+            Some(PlannedWait::Signal { name, .. }) => Some(name.clone()),
+            Some(PlannedWait::For { .. } | PlannedWait::Until { .. }) | None => None,
+        };
+        let remind_at = timeout::remind_at(self.now);
+        let wake_at = match ends_at {
+            Some(ends) if signal.is_none() => ends,
+            Some(ends) => ends.min(remind_at),
+            None => remind_at,
+        };
+        StepNext::Waiting { signal, ends_at, wake_at }
     }
 
     /// The step waits for a person.

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{next::StepAt, run_state, step_state};
 use crate::{
     ids::{AttemptNumber, StepId},
-    plan::OnCancel,
+    plan::{OnCancel, PlannedWait},
     policy::timeout,
     run::{
         Event, Rejection, Resolution, Run,
@@ -87,6 +87,20 @@ pub(super) fn resume(run: &Run, reason: &str, now: Timestamp) -> Result<Vec<Even
     Ok(events)
 }
 
+pub(super) fn signal(run: &Run, signal: &str, payload: &Arc<Value>) -> Result<Vec<Event>, Rejection> {
+    let named = |wait: &Option<PlannedWait>| matches!(wait, Some(PlannedWait::Signal { name, .. }) if name == signal);
+    if !run.plan.steps.iter().any(|planned| named(&planned.wait)) {
+        return Err(Rejection::UnknownSignal(signal.to_owned()));
+    }
+    if run.has_ended() {
+        return Err(Rejection::RunEnded);
+    }
+    if run.signals.contains_key(signal) {
+        return Ok(Vec::new());
+    }
+    Ok(vec![Event::SignalReceived { signal: signal.to_owned(), payload: Arc::clone(payload) }])
+}
+
 pub(super) fn retry(run: &Run, id: &StepId, reason: &str, now: Timestamp) -> Result<Vec<Event>, Rejection> {
     let i = known(run, id)?;
     match &run.steps[i].state {
@@ -100,6 +114,7 @@ pub(super) fn retry(run: &Run, id: &StepId, reason: &str, now: Timestamp) -> Res
         StepState::Pending
         | StepState::Queued { .. }
         | StepState::Active
+        | StepState::Waiting { .. }
         | StepState::Succeeded
         | StepState::Skipped { .. }
         | StepState::Cancelled
@@ -113,7 +128,7 @@ pub(super) fn resolve(run: &Run, id: &StepId, answer: &Answer<'_>, now: Timestam
     let purpose = match &step.state {
         StepState::Queued { purpose, .. } => *purpose,
         StepState::Asking { kind: QuestionKind::UndoFailed, .. } => Purpose::Undo,
-        StepState::Asking { .. } => Purpose::Run,
+        StepState::Waiting { .. } | StepState::Asking { .. } => Purpose::Run,
         StepState::Active if word_counts(run, i, now) => match step.live_attempt() {
             Some((_, attempt)) if attempt.purpose == Purpose::Undo => Purpose::Undo,
             Some(_) | None => Purpose::Run,
@@ -157,7 +172,7 @@ fn word_counts(run: &Run, i: usize, now: Timestamp) -> bool {
 fn again(run: &Run, i: usize, purpose: Purpose, reason: &str, now: Timestamp) -> Event {
     let at = StepAt::new(run, i, now);
     let answer = Answer { resolution: Resolution::Retry, reason, output: None };
-    resolved(&at.planned.id, &answer, at.queued(purpose, now, ""))
+    resolved(&at.planned.id, &answer, if purpose == Purpose::Run { at.begun() } else { at.queued(purpose, now, "") })
 }
 
 fn resolved(id: &StepId, answer: &Answer<'_>, next: StepNext) -> Event {

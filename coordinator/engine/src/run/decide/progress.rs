@@ -38,6 +38,10 @@ fn running(run: &Run, fresh: &Touched, now: Timestamp) -> Vec<Event> {
     if !skipped.is_empty() {
         return skipped;
     }
+    let signalled = signalled(run, fresh);
+    if !signalled.is_empty() {
+        return signalled;
+    }
     let judged = judge_conditions(run, fresh, now);
     if !judged.is_empty() {
         return judged;
@@ -85,6 +89,16 @@ fn skip_dependents(run: &Run, fresh: &Touched) -> Vec<Event> {
     behind.into_iter().rev().map(skip).collect()
 }
 
+/// The steps whose signal has come.
+fn signalled(run: &Run, fresh: &Touched) -> Vec<Event> {
+    let mut waiting: Vec<usize> = fresh.steps.clone();
+    waiting.retain(|i| run.signals.keys().any(|signal| run.steps[*i].waits_for(signal)));
+    waiting.sort_unstable();
+    waiting.dedup();
+    let end = |i: usize| Event::StepMoved { step: run.plan.steps[i].id.clone(), next: StepNext::Succeeded };
+    waiting.into_iter().map(end).collect()
+}
+
 /// The steps that wait for nothing but a look at their `when`.
 fn judge_conditions(run: &Run, fresh: &Touched, now: Timestamp) -> Vec<Event> {
     let index = run.plan.facts();
@@ -95,14 +109,14 @@ fn judge_conditions(run: &Run, fresh: &Touched, now: Timestamp) -> Vec<Event> {
             candidates.extend(index.dependents(*i));
         }
     }
-    candidates.retain(|i| run.plan.steps[*i].when.is_some() && run.is_ready(*i, &run.plan.steps[*i]));
+    candidates.retain(|i| !run.plan.steps[*i].begins_by_itself() && run.is_ready(*i, &run.plan.steps[*i]));
     candidates.sort_unstable();
     candidates.dedup();
     let judge = |i: usize| {
         let at = StepAt::new(run, i, now);
-        let when = at.planned.when.as_deref().unwrap_or_default();
+        let when = at.planned.when.as_deref().unwrap_or("true");
         let next = match eval::holds(run, when, None) {
-            Ok(true) => at.queued(Purpose::Run, now, ""),
+            Ok(true) => at.begun(),
             Ok(false) => StepNext::Skipped { reason: format!("`{when}` does not hold") },
             Err(error) => at.failed_for_good(&format!("`{when}` can't be judged: {error}")),
         };
