@@ -1,6 +1,6 @@
 //! An agent that says more than it may know: nobody else's work is changed by it, and nothing grows without end.
 
-use muster_bus::message::{AttemptKey, Report, ReportReply, TaskReply};
+use muster_bus::message::{AttemptKey, Report, ReportReply, Status, StatusReply, TaskReply};
 use muster_coordinator::control::{Control as _, PlaybookSource};
 use muster_engine::{
     ids::RunId,
@@ -63,4 +63,30 @@ async fn stale_reports_are_answered_and_not_all_kept() {
         assert_eq!(agent.report_as("i0", &task, succeeded(json!({}))).await, ReportReply::Stale);
     }
     assert_eq!(stale_reports(&house, &run.id).await, 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn its_statuses_of_anothers_attempt_do_not_silence_that_one() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let run = house.start(&chain(1)).await;
+    let task = agent.next(TaskReply::Accepted).await;
+    let evil = Agent::start(house.bus.clone(), "evil", "i9", |r| r.role = "evil".into()).await;
+    let say = async |agent: &Agent, instance: &str, message: &str| {
+        let status = Status {
+            cluster: CLUSTER.into(),
+            instance: instance.into(),
+            key: task.key.clone(),
+            message: message.into(),
+            percent: None,
+            observations: Vec::new(),
+        };
+        let _: StatusReply = agent.ask(&subjects().status(&agent.name), &status).await;
+    };
+    say(&evil, "i9", "under its own name").await;
+    say(&evil, "i1", "under that of the other").await;
+    say(&agent, "i0", "from a process that is no more").await;
+    say(&agent, "i1", "half way").await;
+    let run = house.until(&run.id, "told", |r| r.steps[0].attempts[0].status.is_some()).await;
+    assert_eq!(run.steps[0].attempts[0].status.as_ref().unwrap().message, "half way");
 }
