@@ -1,8 +1,11 @@
 //! After records of the journal were lost and a person has accepted that.
 
-use muster_bus::message::{FailureKind, Outcome, ReportBody, TaskReply};
+use std::time::Duration;
+
+use muster_bus::message::{FailureKind, Outcome, Report, ReportBody, ReportReply, TaskReply};
 use muster_coordinator::control::Control as _;
 use muster_engine::run::{Command, Run, state::StepState};
+use serde_json::json;
 
 use super::harness::*;
 
@@ -51,4 +54,27 @@ async fn every_open_run_waits_for_a_person_and_no_attempt_number_is_used_twice()
     let again = agent.next(TaskReply::Accepted).await;
     assert_eq!((&again.key.run, again.key.attempt), (&task.key.run, 1_001));
     assert_eq!(again.cluster, SECOND.cluster);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_at_work_before_is_neither_sent_again_nor_denied() {
+    let mut house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let run = house.start(&chain(1)).await;
+    let task = agent.next(TaskReply::Accepted).await;
+    house.reopen_in(&SECOND).await;
+    agent.beat.lock().unwrap().cluster = SECOND.cluster.to_owned();
+    agent.register_again().await;
+    assert!(agent.gets_nothing_for(Duration::from_secs(60)).await, "it may have ended in the lost records");
+
+    // Behind the time in which it could start, the agent that holds nothing of it would deny it.
+    agent.register_again().await;
+    let resume = Command::Resume { reason: "it is still at work".into() };
+    let seen = house.up.command_run(&ns(), &run.id, resume, &operator()).await.unwrap();
+    assert_eq!((&seen.steps[0].state, seen.steps[0].attempts.len()), (&StepState::Active, 1));
+    let (cluster, instance) = (SECOND.cluster.into(), "i1".into());
+    let report = Report { cluster, instance, key: task.key.clone(), report: succeeded(json!({})) };
+    let answer: ReportReply = agent.ask(&task.report_subject, &report).await;
+    assert_eq!(answer, ReportReply::Recorded { orders: vec![] });
+    assert_eq!(house.run(&run.id).await.steps[0].state, StepState::Succeeded);
 }
