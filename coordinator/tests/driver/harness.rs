@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc, Condvar, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -366,12 +366,25 @@ pub(crate) struct Watched {
     pub(crate) keeps: AtomicBool,
     /// Answers wait here until they are let go.
     held: Mutex<Option<Vec<HeldAnswer>>>,
+    /// Whether reads of streams wait.
+    reads_held: Mutex<bool>,
+    reads_go: Condvar,
 }
 
 impl Watched {
     /// From now on no append is answered.
     pub(crate) fn hold(&self) {
         *self.held.lock().unwrap() = Some(Vec::new());
+    }
+
+    /// From now on no stream is read, until [`Watched::let_reads_go`]; for ten seconds of the real clock at most.
+    pub(crate) fn hold_reads(&self) {
+        *self.reads_held.lock().unwrap() = true;
+    }
+
+    pub(crate) fn let_reads_go(&self) {
+        *self.reads_held.lock().unwrap() = false;
+        self.reads_go.notify_all();
     }
 
     /// Append a record that nobody can read to a stream.
@@ -419,6 +432,8 @@ impl Journal for Watched {
     }
 
     fn read_stream(&self, stream: &StreamId, after_seq: u64, limit: usize) -> Result<Vec<Record>, ReadError> {
+        let held = self.reads_held.lock().unwrap();
+        drop(self.reads_go.wait_timeout_while(held, Duration::from_secs(10), |held| *held).unwrap());
         self.inner.read_stream(stream, after_seq, limit)
     }
 

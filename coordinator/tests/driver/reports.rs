@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use muster_bus::message::{
     AttemptKey, FailureKind, Outcome, Report, ReportBody, ReportReply, Status, StatusReply, TaskReply,
 };
@@ -98,6 +99,43 @@ async fn a_late_report_finds_a_run_that_has_left_memory() {
     let listed =
         house.up.list_runs(&ns(), &muster_coordinator::control::RunFilter::default(), 1_000, "").await.unwrap();
     assert_eq!(listed.items.len(), 301);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_reports_to_runs_that_are_not_in_memory_is_answered_to_the_last() {
+    let mut house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let mut runs = Vec::new();
+    for _ in 0..10 {
+        let run = house.start(&chain(1)).await;
+        agent.succeed(1).await;
+        house.ended(&run.id).await;
+        runs.push(run.id.as_str().to_owned());
+    }
+    house.crash_and_reopen().await;
+    runs.extend((0..1_000).map(|n| format!("nobody-{n}")));
+    house.journal.hold_reads();
+    let asking = runs.into_iter().map(|run| {
+        let key = AttemptKey { run, step: "s0".into(), attempt: 9 };
+        let report = Report { cluster: CLUSTER.into(), instance: "i1".into(), key, report: succeeded(json!({})) };
+        let agent = &agent;
+        async move { agent.ask::<_, ReportReply>(&subjects().report(7, "infra-1"), &report).await }
+    });
+    let mut asking: FuturesUnordered<_> = asking.collect();
+    let (mut gone, mut told_to_retry) = (0, 0);
+    while let Some(answer) = asking.next().await {
+        match answer {
+            ReportReply::Gone => gone += 1,
+            ReportReply::Retry { .. } => told_to_retry += 1,
+            other @ (ReportReply::Recorded { .. } | ReportReply::Stale | ReportReply::Conflict) => panic!("{other:?}"),
+        }
+        // Those who found room wait for the journal until somebody has found none.
+        if told_to_retry == 1 {
+            house.journal.let_reads_go();
+        }
+    }
+    assert_eq!(gone + told_to_retry, 1_010);
+    assert!(gone >= 10 && told_to_retry > 0, "{gone} gone, {told_to_retry} to come again");
 }
 
 #[tokio::test(start_paused = true)]
