@@ -1,5 +1,8 @@
 //! What agents send, from the bus to the runs and the registry.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
