@@ -275,3 +275,50 @@ fn a_status_is_journalled_when_it_says_something_new() {
     world.finish("a", ok(json!({})));
     assert_eq!(world.command(&command), [], "of an attempt that is over");
 }
+
+#[test]
+fn what_happens_to_one_process_is_nothing_to_the_attempts_of_another() {
+    let mut world = World::new(simple(vec![step("a", &[]), step("b", &[])]));
+    world.assign_to("a", "infra-1-a");
+    world.assign_to("b", "infra-1-b");
+    let lost = world.command(&Command::LoseInstance { instance: "infra-1-a".into() });
+    assert!(matches!(&lost[..], [Event::AttemptLost { step, .. }] if step.as_str() == "a"), "{lost:?}");
+    world.go_to(60);
+    let denied = world.command(&Command::FindInstance { instance: "infra-1-a".into(), holds: Vec::new() });
+    assert!(matches!(&denied[..], [Event::AttemptEnded { step, .. }] if step.as_str() == "a"), "{denied:?}");
+    assert_eq!(world.command(&Command::BuryInstance { instance: "infra-1-a".into() }), []);
+    assert_eq!((world.is_queued("a", Purpose::Run), world.state("b")), (true, &StepState::Active));
+}
+
+#[test]
+fn an_attempt_is_neither_denied_nor_spoken_of_by_another_process_of_its_agent() {
+    let mut world = World::new(one(|_| {}));
+    let fence = world.assign("a");
+    let impostor = Fence { instance: "infra-1-b".into(), ..fence.clone() };
+    assert_eq!((world.run.is_live(&fence), world.run.is_live(&impostor)), (true, false));
+    assert_eq!(world.command(&Command::Deny { fence: impostor.clone(), why: NotStarted::Busy }), []);
+    let status = StatusNote { message: "copying".to_owned(), percent: Some(40), observations: Vec::new() };
+    assert_eq!(world.command(&Command::ReportStatus { fence: impostor, status }), []);
+    assert_eq!(*world.state("a"), StepState::Active);
+}
+
+#[test]
+fn after_a_loss_of_records_new_attempts_have_numbers_of_their_own_and_what_was_at_work_is_let_be() {
+    let mut world = World::new(simple(vec![step("a", &[]), step("b", &[])]));
+    let before = world.assign("a");
+    world.command(&Command::AcceptLoss);
+    let sent = world.run.outstanding(world.now).iter().any(|o| matches!(o, Outstanding::Dispatch(_)));
+    assert!(!sent, "it may have ended in the lost records");
+    assert!([1, 2, 1_000].iter().all(|n| world.run.may_have_assigned(1, *n)));
+    assert!(!world.run.may_have_assigned(1, 1_001));
+    world.command(&Command::Resume { reason: "looked".to_owned() });
+    world.go_to(60);
+    assert_eq!(world.command(&Command::Deny { fence: before, why: NotStarted::Busy }), []);
+    assert_eq!(world.command(&Command::FindInstance { instance: "infra-1-a".into(), holds: Vec::new() }), []);
+    world.finish("a", ok(json!({})));
+    assert_eq!(*world.state("a"), StepState::Succeeded, "its report still counts");
+    assert_eq!(world.assign("b").attempt, 1_001);
+    assert!(world.run.may_have_assigned(1, 1_001));
+    world.command(&Command::AcceptLoss);
+    assert!(world.run.may_have_assigned(1, 2_000) && !world.run.may_have_assigned(1, 2_001));
+}

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::{SignedDuration, Timestamp};
 use muster_engine::{
-    ids::{AttemptNumber, StepId},
+    ids::StepId,
     plan::{
         ActionFacts, ActionScope, AgentSelector, OnCancel, OnFailure, OnLost, PinnedAction, Plan, PlanFacts,
         PlannedGate, PlannedPhase, PlannedStep, PlannedUndo, PlannedVerify, PlannedWait, Priority, RetryPolicy,
@@ -146,6 +146,7 @@ pub fn failed(kind: FailureKind) -> Outcome {
 fn same(a: &Run, b: &Run) -> bool {
     Arc::ptr_eq(&a.plan, &b.plan)
         && (a.seq, a.updated_at, &a.state, &a.pause) == (b.seq, b.updated_at, &b.state, &b.pause)
+        && a.attempts_from == b.attempts_from
         && (&a.cancel, &a.rollback, &a.failure, &a.outputs) == (&b.cancel, &b.rollback, &b.failure, &b.outputs)
         && (&a.phases, &a.steps, &a.awake, a.done_count) == (&b.phases, &b.steps, &b.awake, b.done_count)
 }
@@ -235,12 +236,7 @@ impl World {
         let steps = self.run.step_index(&step.into()).unwrap();
         let attempts = &self.run.steps[steps].attempts;
         let last = attempts.last().unwrap();
-        Fence {
-            step: step.into(),
-            attempt: AttemptNumber::try_from(attempts.len()).unwrap(),
-            agent: last.agent.clone(),
-            instance: last.instance.clone(),
-        }
+        Fence { step: step.into(), attempt: last.number, agent: last.agent.clone(), instance: last.instance.clone() }
     }
 
     pub fn finish(&mut self, step: &str, outcome: Outcome) -> Vec<Event> {
