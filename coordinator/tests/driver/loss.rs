@@ -43,6 +43,9 @@ async fn every_open_run_waits_for_a_person_and_no_attempt_number_is_used_twice()
     let mut lost = task.key.clone();
     lost.attempt = 2;
     agent.register_with(|r| r.holds = vec![lost]).await;
+    let pause = Command::Pause { reason: "look".into() };
+    let paused = house.up.command_run(&ns(), &asking.id, pause, &operator()).await.unwrap_err();
+    assert_eq!(paused.code, "TRANSITION_FORBIDDEN", "no quarantine");
     let seq = house.run(&asking.id).await.seq;
     house.reopen_in(&SECOND).await;
     assert_eq!(house.run(&asking.id).await.seq, seq, "nobody is told twice");
