@@ -11,7 +11,7 @@ use muster_engine::run::{
 };
 use serde_json::json;
 
-use crate::harness::{House, chain, ns, operator, playbook, succeeded};
+use crate::harness::{Agent, House, chain, ns, operator, playbook, succeeded};
 
 fn outcome_of(run: &muster_engine::run::Run) -> RunOutcome {
     match &run.state {
@@ -175,4 +175,16 @@ async fn an_id_of_a_request_serves_one_request_of_any_kind() {
     let source = PlaybookSource::Inline(one);
     let reused = house.up.start_run(&ns(), &source, json!({}), "", None, false, &id(3)).await.unwrap_err();
     assert_eq!(reused.code, "REQUEST_ID_REUSED");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repeated_drain_does_not_drain_the_next_process() {
+    let house = House::open().await;
+    let agent = house.agent("infra-1").await;
+    let caller = Caller { request_id: Some("6a9f4c1e-0000-4000-8000-000000000004".into()), ..operator() };
+    let drain = async || house.up.drain_agent(&ns(), &"infra-1".into(), &caller).await.unwrap().state;
+    assert_eq!(drain().await, "DRAINING");
+    agent.fall_silent();
+    Agent::start(house.bus.clone(), "infra-1", "i2", |r| r.dead = vec!["i1".into()]).await;
+    assert_eq!(drain().await, "READY");
 }
