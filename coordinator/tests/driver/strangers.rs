@@ -1,6 +1,12 @@
 //! An agent that says more than it may know: nobody else's work is changed by it, and nothing grows without end.
 
-use muster_bus::message::{AttemptKey, Report, ReportReply, Status, StatusReply, TaskReply};
+use std::time::Duration;
+
+use muster_bus::{
+    Bus as _,
+    message::{AttemptKey, BeatReply, Register, RegisterReply, Report, ReportReply, Status, StatusReply, TaskReply},
+    subject::Subjects,
+};
 use muster_coordinator::control::{Control as _, PlaybookSource};
 use muster_engine::{
     ids::RunId,
@@ -89,4 +95,67 @@ async fn its_statuses_of_anothers_attempt_do_not_silence_that_one() {
     say(&agent, "i1", "half way").await;
     let run = house.until(&run.id, "told", |r| r.steps[0].attempts[0].status.is_some()).await;
     assert_eq!(run.steps[0].attempts[0].status.as_ref().unwrap().message, "half way");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_registers_under_anothers_name() {
+    let house = House::open().await;
+    let (answer, _) = Agent::try_start(house.bus.clone(), "evil", "i9", |r| r.agent = "infra-1".into()).await;
+    assert!(matches!(answer, RegisterReply::Refused { .. }), "{answer:?}");
+    assert_eq!(house.up.agent(&ns(), &"infra-1".into()).await.unwrap_err().code, "AGENT_NOT_FOUND");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_of_another_namespace_reaches_a_run() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let run = house.start(&chain(1)).await;
+    let task = agent.next(TaskReply::Accepted).await;
+    let key = task.key.clone();
+    let report = Report { cluster: CLUSTER.into(), instance: "i1".into(), key, report: succeeded(json!({})) };
+    let elsewhere = Subjects::new("other").report(7, "infra-1");
+    assert_eq!(agent.ask::<_, ReportReply>(&elsewhere, &report).await, ReportReply::Gone);
+    assert_eq!(house.run(&run.id).await.steps[0].state, StepState::Active);
+    assert_eq!(house.up.run(&"other".into(), &run.id).await.unwrap_err().code, "RUN_NOT_FOUND");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_said_to_another_cluster_is_not_taken() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    house.start(&chain(1)).await;
+    let task = agent.next(TaskReply::Accepted).await;
+    let status = Status {
+        cluster: "another".into(),
+        instance: "i1".into(),
+        key: task.key.clone(),
+        message: "half way".into(),
+        percent: None,
+        observations: Vec::new(),
+    };
+    let payload = serde_json::to_vec(&status).unwrap().into();
+    let answer = agent.bus.request(&subjects().status("infra-1"), payload, Duration::from_secs(5)).await;
+    assert!(answer.is_err(), "{answer:?}");
+    let mut beat = agent.beat.lock().unwrap().clone();
+    beat.cluster = "another".into();
+    let reply: BeatReply = agent.ask(&subjects().beat("infra-1"), &beat).await;
+    assert!(reply.register_again);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_keeps_nothing_on_disk_can_not_know_its_last_process_dead() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let run = house.start(&chain(1)).await;
+    agent.next(TaskReply::Accepted).await;
+    let next = async || {
+        let change = |r: &mut Register| (r.durable, r.dead) = (false, vec!["i1".into()]);
+        Agent::try_start(house.bus.clone(), "infra-1", "i2", change).await.0
+    };
+    assert_eq!(next().await, RegisterReply::IdInUse { instance: "i1".into() });
+    agent.fall_silent();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert!(matches!(next().await, RegisterReply::Registered { .. }));
+    let run = house.until(&run.id, "lost", |r| r.steps[0].attempts[0].lost_at.is_some()).await;
+    assert_eq!(run.steps[0].state, StepState::Active);
 }
