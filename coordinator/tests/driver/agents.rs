@@ -49,6 +49,35 @@ async fn a_task_is_sent_again_until_it_is_answered() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_agent_that_has_not_answered_for_a_while_gets_nothing_new() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    agent.fall_silent();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let run = house.start(&chain(1)).await;
+    let why = house.up.explain_run(&ns(), &run.id).await.unwrap();
+    assert!(why[0].waits_for.contains("infra-1 does not answer"), "{why:?}");
+    assert!(agent.gets_nothing_for(Duration::from_secs(5)).await);
+    agent.speak_again();
+    agent.succeed(1).await;
+    house.ended(&run.id).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_is_not_sent_any_more_when_its_time_is_over() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let run = house.start(&chain(1)).await;
+    let until = run.steps[0].attempts[0].dispatch_until.as_millisecond();
+    let mut copies = 0;
+    while let Ok(task) = tokio::time::timeout(Duration::from_secs(60), agent.swallow()).await {
+        assert!(task.sent_at_ms < until);
+        copies += 1;
+    }
+    assert!(copies > 5, "{copies}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn slots_bound_what_an_agent_gets_and_a_freed_one_goes_to_the_next() {
     let house = House::open().await;
     let mut agent = Agent::start(house.bus.clone(), "infra-1", "i1", |r| r.slots = 2).await;
@@ -285,9 +314,19 @@ async fn placement_says_for_each_agent_why_it_is_not_asked() {
         r.actions.clear();
     })
     .await;
+    let _newer = Agent::start(house.bus.clone(), "infra-3", "i3", |r| {
+        r.labels = [("site".to_owned(), "us".to_owned())].into();
+        r.actions[0].version = "2.0.0".to_owned();
+    })
+    .await;
     let yaml = chain(1).replace("role: infra", "role: infra, labels: {site: us}");
     let run = house.start(&yaml).await;
     let waits = house.up.explain_run(&ns(), &run.id).await.unwrap();
     assert!(waits[0].waits_for.contains("infra-1 has not the label site=us"), "{waits:?}");
     assert!(waits[0].waits_for.contains("infra-2 does not offer test.work"), "{waits:?}");
+    assert!(waits[0].waits_for.contains("infra-3 offers test.work 2.0.0, and the plan is made for 1.0.0"), "{waits:?}");
+    let yaml = chain(1).replace("role: infra", "role: infra, host: host-2");
+    let run = house.start(&yaml).await;
+    let waits = house.up.explain_run(&ns(), &run.id).await.unwrap();
+    assert!(waits[0].waits_for.contains("infra-1 works on host host-1, not on host-2"), "{waits:?}");
 }
