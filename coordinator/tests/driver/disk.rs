@@ -79,6 +79,30 @@ async fn a_failed_append_that_is_not_on_disk_is_made_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn time_does_not_go_back_when_the_wall_clock_does_over_a_restart() {
+    let mut house = House::open().await;
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    let first = house.start(&chain(1)).await;
+    house.wall_offset_ms.fetch_sub(3_600_000, Ordering::SeqCst);
+    house.crash_and_reopen().await;
+    let second = house.start(&chain(1)).await;
+    assert!(second.started_at >= first.started_at, "{} is before {}", second.started_at, first.started_at);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agents_denial_is_not_lost_with_the_append_that_failed() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    house.start(&chain(1)).await;
+    house.journal.fails.store(true, Ordering::SeqCst);
+    agent.next(TaskReply::Busy).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    house.journal.fails.store(false, Ordering::SeqCst);
+    let again = tokio::time::timeout(Duration::from_secs(60), agent.next(TaskReply::Accepted)).await;
+    assert_eq!(again.expect("no longer than the disk was away").key.attempt, 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn after_a_crash_the_run_goes_on_where_it_was() {
     let mut house = House::open().await;
     let mut agent = house.agent("infra-1").await;
