@@ -28,6 +28,7 @@ use crate::{
         AgentView, Caller, Control, ControlError, Explanation, MilestoneView, Page, Planned, PlaybookRevision,
         PlaybookSource, RunChange, RunEvent, RunFilter, RunSummary, Watch,
     },
+    journal::AppendError,
     registry::records::AgentEvent,
     store::{MilestoneRow, RunRow, StoreError},
 };
@@ -255,15 +256,23 @@ impl Control for Coordinator {
         if shared.was_done(&request)? {
             return self.agent(namespace, name).await;
         }
-        if !draining {
-            let event = AgentEvent::AgentDrained { instance };
-            let appended = shared.append_agent(namespace, name, seq, &event, caller.actor.clone(), at).await;
-            let noting = appended.map_err(|e| errors::append_failed(&e))?;
-            shared.registry.drain(namespace, name, seq + 1);
-            shared.projector.agent_changed(namespace, name);
-            drop(noting);
+        if draining {
+            shared.take_id(&request, at).await?;
+            return self.agent(namespace, name).await;
         }
-        shared.take_id(&request, at).await?;
+        let event = AgentEvent::AgentDrained { instance };
+        let taken = request.append(at, None);
+        match shared.append_agent(namespace, name, seq, &event, caller.actor.clone(), at, taken).await {
+            Ok(noting) => {
+                shared.registry.drain(namespace, name, seq + 1);
+                shared.projector.agent_changed(namespace, name);
+                drop(noting);
+            }
+            Err(AppendError::Conflict { stream, .. }) if request.is_stream(&stream) => {
+                shared.was_done(&request)?;
+            }
+            Err(e) => return Err(errors::append_failed(&e)),
+        }
         self.agent(namespace, name).await
     }
 }

@@ -243,7 +243,7 @@ impl Shared {
                 let at = self.clock.now();
                 let event = AgentEvent::AgentRegistered(Box::new(profile));
                 let by = Self::actor_of(&name);
-                if let Err(e) = self.append_agent(namespace, &name, expected_seq, &event, by, at).await {
+                if let Err(e) = self.append_agent(namespace, &name, expected_seq, &event, by, at, None).await {
                     return RegisterReply::Retry { why: e.to_string() };
                 }
                 info!(agent = %name, instance = register.instance, role = register.role, "agent registered");
@@ -268,7 +268,8 @@ impl Shared {
         }
     }
 
-    /// Append to an agent's stream.
+    /// Append to an agent's stream, and what goes with it.
+    #[expect(clippy::too_many_arguments, reason = "an envelope, and what is in it")]
     pub(super) async fn append_agent(
         &self,
         namespace: &Namespace,
@@ -277,11 +278,13 @@ impl Shared {
         event: &AgentEvent,
         by: muster_engine::ids::Actor,
         at: Timestamp,
+        with: Option<StreamAppend>,
     ) -> Result<Ticket<'_>, crate::journal::AppendError> {
         let event = serde_json::value::to_raw_value(event)
             .map_err(|e| crate::journal::AppendError::Unavailable(e.to_string()))?;
         let records = vec![NewRecord { at, by, event }];
-        self.append(vec![StreamAppend { stream: stream_of(namespace, name), expected_seq, records }]).await
+        let append = StreamAppend { stream: stream_of(namespace, name), expected_seq, records };
+        self.append([append].into_iter().chain(with).collect()).await
     }
 
     /// What a registration says about attempts, to the runs they belong to.

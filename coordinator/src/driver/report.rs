@@ -7,7 +7,7 @@ use muster_bus::{
 };
 use muster_engine::{
     ids::{AgentName, InstanceId, StepId},
-    run::{Command, Fence, Rejection, Report as Reported, Verdict},
+    run::{Command, Fence, Rejection, Report as Reported, Run, Verdict, state::Attempt},
 };
 use std::{sync::Arc, time::Duration};
 use tracing::{info, warn};
@@ -92,8 +92,13 @@ impl RunTask {
     }
 
     /// The instance answers, and says what it holds. An attempt that was never assigned means that our records are not whole;
-    /// but only an agent that was given something of this run is believed about that.
+    /// but only an agent that was given something of this run is believed about that. Who has taken the id of another agent's
+    /// instance is not believed to be it.
     pub(super) fn found(&self, turn: &mut Turn, agent: AgentName, instance: InstanceId, mut holds: Vec<(StepId, u32)>) {
+        if at_instance(turn.run(), &instance).any(|(_, attempt)| attempt.agent != agent) {
+            warn!(run_id = %self.entry.id, %agent, "instance {instance} is one of another agent here; ignored");
+            return;
+        }
         if !turn.run().steps.iter().any(|step| step.attempts.iter().any(|a| a.agent == agent)) {
             if !holds.is_empty() {
                 warn!(run_id = %self.entry.id, %agent, "the agent says that it holds attempts of a run that was never given to it");
@@ -120,12 +125,9 @@ impl RunTask {
         let run = turn.run();
         let mut strange = false;
         let mut waits = false;
-        for i in run.live_steps() {
-            let Some((number, attempt)) = run.steps[i].live_attempt() else { continue };
-            if attempt.instance == burial.instance {
-                strange |= attempt.agent != burial.agent || attempt.host.as_ref().is_some_and(|h| *h != burial.host);
-                waits |= burial.spooled.iter().any(|(step, n)| *n == number && *step == run.plan.steps[i].id);
-            }
+        for (i, attempt) in at_instance(run, &burial.instance) {
+            strange |= attempt.agent != burial.agent || attempt.host.as_ref().is_some_and(|h| *h != burial.host);
+            waits |= burial.spooled.iter().any(|(step, n)| *n == attempt.number && *step == run.plan.steps[i].id);
         }
         let Burial { instance, agent, host, .. } = &*burial;
         if strange {
@@ -186,4 +188,10 @@ fn recorded(shared: &Shared, instance: &str) -> Bytes {
 /// An answer as it travels.
 pub(super) fn reply<T: serde::Serialize>(answer: &T) -> Bytes {
     serde_json::to_vec(answer).map(Bytes::from).unwrap_or_default()
+}
+
+/// The unconfirmed attempts at an instance, with the indexes of their steps.
+fn at_instance<'a>(run: &'a Run, instance: &'a InstanceId) -> impl Iterator<Item = (usize, &'a Attempt)> + 'a {
+    let live = run.live_steps().filter_map(|i| run.steps[i].live_attempt().map(|(_, attempt)| (i, attempt)));
+    live.filter(move |(_, attempt)| attempt.instance == *instance)
 }

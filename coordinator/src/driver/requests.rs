@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use muster_engine::ids::{Actor, Digest, Namespace, RunId};
 use serde::{Deserialize, Serialize};
-use serde_json::value::to_raw_value;
+use serde_json::value::{RawValue, to_raw_value};
 use sha2::{Digest as _, Sha256};
 
 use super::{Shared, errors};
@@ -77,16 +77,26 @@ impl Request {
     /// Whether it was done before.
     pub(super) fn taken(&self, journal: &Arc<dyn Journal>) -> Result<Option<Taken>, ReadError> {
         let Some((stream, body)) = &self.id else { return Ok(None) };
-        let Some(record) = journal.read_stream(stream, 0, 1)?.into_iter().next() else { return Ok(None) };
-        let taken = match serde_json::from_str::<KeyEvent>(record.event.get()) {
-            Ok(KeyEvent::RequestTaken { body: taken, run, .. }) if taken == *body => Taken::Same(run),
-            Ok(KeyEvent::RequestTaken { .. }) | Err(_) => Taken::Other,
-        };
-        Ok(Some(taken))
+        let record = journal.read_stream(stream, 0, 1)?.into_iter().next();
+        Ok(record.map(|record| Taken::of(&record.event, body)))
+    }
+
+    /// Whether it is done by what is to be appended.
+    pub(super) fn taken_by(&self, appends: &[StreamAppend]) -> Option<Taken> {
+        let (stream, body) = self.id.as_ref()?;
+        let record = appends.iter().find(|append| append.stream == *stream)?.records.first()?;
+        Some(Taken::of(&record.event, body))
     }
 }
 
 impl Taken {
+    fn of(event: &RawValue, body: &Digest) -> Self {
+        match serde_json::from_str(event.get()) {
+            Ok(KeyEvent::RequestTaken { body: taken, run, .. }) if taken == *body => Self::Same(run),
+            Ok(KeyEvent::RequestTaken { .. }) | Err(_) => Self::Other,
+        }
+    }
+
     /// The run of the same request; an error when the id was used for another one.
     pub(super) fn run(self) -> Result<RunId, ControlError> {
         match self {

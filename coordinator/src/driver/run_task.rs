@@ -223,7 +223,8 @@ impl RunTask {
     }
 
     fn command(turn: &mut Turn, command: &Command, request: &Request, answer: Answer, shared: &Shared) {
-        match request.taken(&shared.journal) {
+        let in_this_turn = request.taken_by(&turn.requests);
+        match in_this_turn.map_or_else(|| request.taken(&shared.journal), |taken| Ok(Some(taken))) {
             Ok(None) => {}
             Ok(Some(taken)) => {
                 let pending = match taken.run() {
@@ -237,11 +238,7 @@ impl RunTask {
         match turn.decide(command, &request.actor) {
             Ok(()) => {
                 let run = turn.run().id.clone();
-                let append = request.append(turn.now, Some(&run));
-                let twice = append.as_ref().is_some_and(|a| turn.requests.iter().any(|r| r.stream == a.stream));
-                if !twice {
-                    turn.requests.extend(append);
-                }
+                turn.requests.extend(request.append(turn.now, Some(&run)));
                 turn.answers.push(Pending::Taken(answer));
             }
             Err(rejection) => turn.answers.push(Pending::Refused(answer, Box::new(errors::rejected(&rejection)))),

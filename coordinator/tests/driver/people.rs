@@ -188,3 +188,25 @@ async fn a_repeated_drain_does_not_drain_the_next_process() {
     Agent::start(house.bus.clone(), "infra-1", "i2", |r| r.dead = vec!["i1".into()]).await;
     assert_eq!(drain().await, "READY");
 }
+
+#[tokio::test(start_paused = true)]
+async fn one_id_serves_one_request_also_when_both_come_at_once() {
+    let house = House::open().await;
+    let caller = Caller { request_id: Some("6a9f4c1e-0000-4000-8000-000000000009".into()), ..operator() };
+    let (run, ns) = (house.start(&chain(1)).await, ns());
+    let ask = |command| house.up.command_run(&ns, &run.id, command, &caller);
+    let pause = || Command::Pause { reason: "look".into() };
+    let (one, same) = tokio::join!(ask(pause()), ask(pause()));
+    assert_eq!(
+        (one.unwrap().seq, same.unwrap().seq),
+        (run.seq + 1, run.seq + 1),
+        "it was done once, and both are told so"
+    );
+
+    let caller = Caller { request_id: Some("6a9f4c1e-0000-4000-8000-00000000000a".into()), ..operator() };
+    let ask = |command| house.up.command_run(&ns, &run.id, command, &caller);
+    let resume = Command::Resume { reason: "go on".into() };
+    let (one, other) = tokio::join!(ask(resume), ask(Command::Cancel { reason: "enough".into(), force: false }));
+    assert_eq!((one.unwrap().pause.is_none(), other.unwrap_err().code), (true, "REQUEST_ID_REUSED"));
+    assert_eq!(house.run(&run.id).await.state, RunState::Running);
+}

@@ -159,3 +159,21 @@ async fn an_agent_that_keeps_nothing_on_disk_can_not_know_its_last_process_dead(
     let run = house.until(&run.id, "lost", |r| r.steps[0].attempts[0].lost_at.is_some()).await;
     assert_eq!(run.steps[0].state, StepState::Active);
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_takes_the_id_of_an_old_instance_denies_nothing_of_it() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let run = house.start(&chain(1)).await;
+    agent.next(TaskReply::Accepted).await;
+    agent.fall_silent();
+    house.until(&run.id, "lost", |r| r.steps[0].attempts[0].lost_at.is_some()).await;
+    let _next = Agent::start(house.bus.clone(), "infra-1", "i2", |_| {}).await;
+    let taker = Agent::start(house.bus.clone(), "evil", "i1", |r| r.role = "evil".into()).await;
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let run = house.run(&run.id).await;
+        assert_eq!((run.steps[0].attempts.len(), &run.steps[0].state), (1, &StepState::Active));
+    }
+    assert!(!taker.heard.lock().unwrap().is_empty());
+}
