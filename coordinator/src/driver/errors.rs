@@ -40,10 +40,13 @@ pub(super) fn agent_not_found(name: &AgentName) -> ControlError {
     error(ControlErrorKind::NotFound, "AGENT_NOT_FOUND", format!("there is no agent {name}"), hint)
 }
 
+/// What to do about a run in quarantine.
+pub(super) const QUARANTINE_HINT: &str =
+    "stop the coordinator; muster journal verify then names what is wrong, and docs/journal.md what to do about it";
+
 pub(super) fn quarantined(id: &RunId, why: &str) -> ControlError {
     let message = format!("run {id} is in quarantine: {why}");
-    let hint = "stop the coordinator, then muster journal verify names what is wrong, and docs/journal.md what to do; the run is left as it is until then";
-    error(ControlErrorKind::FailedPrecondition, "RUN_QUARANTINED", message, hint)
+    error(ControlErrorKind::FailedPrecondition, "RUN_QUARANTINED", message, QUARANTINE_HINT)
 }
 
 pub(super) fn stopping() -> ControlError {

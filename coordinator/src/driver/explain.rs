@@ -2,7 +2,7 @@
 
 use muster_engine::run::{Outstanding, WaitingSubject};
 
-use super::{Shared, entry::RunEntry};
+use super::{Shared, entry::RunEntry, errors};
 use crate::{control::Explanation, registry::placement::Wish};
 
 impl Shared {
@@ -10,19 +10,20 @@ impl Shared {
     pub(super) fn explain(&self, entry: &RunEntry) -> Vec<Explanation> {
         let view = entry.view();
         let now = self.clock.now();
-        let Some(run) = view.run else { return Vec::new() };
         if let Some(why) = view.quarantine {
             let (since, remind_at) = self.quarantine.times(&entry.id).unzip();
+            let last = view.run.as_ref().map_or(now, |run| run.updated_at);
             return vec![Explanation {
                 subject: "run".to_owned(),
                 waits_for: format!("its records to be whole: {why}"),
                 on_whom: "whoever operates this coordinator".to_owned(),
-                since: since.unwrap_or(run.updated_at),
-                next_action: "the log names it again; the run is left as it is until then".to_owned(),
+                since: since.unwrap_or(last),
+                next_action: "the run is left as it is, and the log names it again".to_owned(),
                 next_at: remind_at,
-                hint: "stop the coordinator, then muster journal verify names what is wrong".to_owned(),
+                hint: errors::QUARANTINE_HINT.to_owned(),
             }];
         }
+        let Some(run) = view.run else { return Vec::new() };
         let mut reasons = Vec::new();
         for one in run.outstanding(now) {
             if let Outstanding::Place(place) = one {

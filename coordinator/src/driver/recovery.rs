@@ -95,8 +95,11 @@ pub(super) fn recover(journal: &dyn Journal, store: &Store) -> Result<Recovered,
     for (id, why) in pass.victims.drain() {
         recovered.quarantined.push((id, why, None));
     }
-    for rebuilt in recovered.quarantined.iter().filter_map(|(_, _, rebuilt)| rebuilt.as_ref()) {
-        pass.writes.extend(rows::writes_of(rebuilt, true));
+    for (id, _, rebuilt) in &recovered.quarantined {
+        match rebuilt {
+            Some(rebuilt) => pass.writes.extend(rows::writes_of(rebuilt, true)),
+            None => pass.writes.push(StoreWrite::Run(rows::quarantined(id, store.run(id)?))),
+        }
     }
     for rebuilt in &recovered.runs {
         recovered.last_at = recovered.last_at.max(Some(rebuilt.updated_at));

@@ -1,10 +1,14 @@
 //! What lists say of a run, made from its state.
 
 use jiff::Timestamp;
-use muster_engine::run::{
-    Run,
-    state::{Milestone, RunState},
+use muster_engine::{
+    ids::RunId,
+    run::{
+        Run,
+        state::{Milestone, RunState},
+    },
 };
+use uuid::Uuid;
 
 use crate::{
     control::{MilestoneView, run_state},
@@ -56,6 +60,32 @@ pub(super) fn writes_of(run: &Run, quarantined: bool) -> Vec<StoreWrite> {
         }));
     }
     writes
+}
+
+/// What is listed of a run of which nothing can be read: what was known of it before, or its id alone.
+pub(super) fn quarantined(id: &RunId, before: Option<RunRow>) -> RunRow {
+    let state = QUARANTINED.to_owned();
+    match before {
+        Some(before) => RunRow { state, ..before },
+        None => RunRow {
+            id: id.clone(),
+            namespace: "default".into(),
+            playbook: String::new(),
+            state,
+            started_at: began_at(id),
+            started_by: "".into(),
+            ended_at: None,
+            seq: 0,
+        },
+    }
+}
+
+/// The ids of runs are UUIDs of version 7, which begin with a time.
+fn began_at(id: &RunId) -> Timestamp {
+    let made = Uuid::try_parse(id.as_str()).ok().and_then(|uuid| uuid.get_timestamp());
+    let (seconds, nanos) = made.map_or((0, 0), |made| made.to_unix());
+    let at = i64::try_from(seconds).ok().zip(i32::try_from(nanos).ok()).map(|(s, n)| Timestamp::new(s, n));
+    at.and_then(Result::ok).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 /// A phase's milestone, for people.

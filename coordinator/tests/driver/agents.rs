@@ -250,7 +250,7 @@ async fn an_agent_that_holds_what_the_journal_lacks_quarantines_that_run_alone()
     assert_eq!(house.up.quarantine(&other.id), None);
     let explained = house.up.explain_run(&ns(), &run.id).await.unwrap();
     assert!(explained[0].waits_for.contains("attempt 9 of step s0"), "{explained:?}");
-    assert!(explained[0].hint.starts_with("stop the coordinator, then"), "{explained:?}");
+    assert!(explained[0].hint.starts_with("stop the coordinator;"), "{explained:?}");
     let reminded_at = explained[0].next_at.expect("it is told of again");
     assert_eq!(reminded_at.duration_since(explained[0].since), jiff::SignedDuration::from_mins(15));
     let filter = RunFilter { states: vec!["QUARANTINED".into()], playbook: None };

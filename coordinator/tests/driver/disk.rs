@@ -175,6 +175,22 @@ async fn a_record_that_can_not_be_read_quarantines_its_run_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_run_of_which_nothing_can_be_read_is_listed_and_explained() {
+    let mut house = House::open().await;
+    let id = muster_engine::ids::RunId::from("019b9b1a-2c00-7000-8000-000000000001");
+    house.journal.scribble(&format!("run/{id}"), 0).await;
+    for _ in 0..2 {
+        house.crash_and_reopen().await;
+        let listed = house.up.list_runs(&ns(), &RunFilter::default(), 10, "").await.unwrap();
+        assert_eq!((&listed.items[0].id, listed.items[0].state), (&id, "QUARANTINED"));
+        assert_eq!(listed.items[0].started_at.as_second(), 1_767_833_742);
+        let waits = house.up.explain_run(&ns(), &id).await.unwrap();
+        assert!(waits[0].waits_for.contains("its records to be whole") && waits[0].next_at.is_some(), "{waits:?}");
+        assert_eq!(house.up.run(&ns(), &id).await.unwrap_err().code, "RUN_QUARANTINED");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_watch_says_why_it_ends_before_its_run() {
     let house = House::open().await;
     let run = house.start(&chain(1)).await;

@@ -15,7 +15,7 @@ pub(crate) struct Reader {
     after: Position,
     pieces: Option<Pieces>,
     /// Damage whose victims the next intact batch names.
-    damage: Option<(String, Vec<StreamId>)>,
+    damage: Damage,
     ready: std::vec::IntoIter<Result<(Position, Record), ReadError>>,
 }
 
@@ -23,6 +23,8 @@ pub(crate) struct Reader {
 struct Pieces {
     path: PathBuf,
     file: Option<File>,
+    /// The batch with which it begins.
+    first: u64,
     at: u64,
     /// Where each piece ends, the last one first.
     ends: Vec<u64>,
@@ -30,11 +32,20 @@ struct Pieces {
     void_from: u64,
 }
 
+/// What is missing where the reader is.
+#[derive(Default)]
+struct Damage {
+    /// The last batch that was read whole, or that comes before everything that is read.
+    intact: u64,
+    /// Where the missing batches begin, and their streams as far as they are known.
+    open: Option<(String, Vec<StreamId>)>,
+}
+
 impl Reader {
     /// Of the segments from the one on that holds the first batch after the position.
     pub(crate) fn new(segments: Vec<Segment>, after: Position) -> Self {
         let ready = Vec::new().into_iter();
-        Self { segments: segments.into_iter(), after, pieces: None, damage: None, ready }
+        Self { segments: segments.into_iter(), after, pieces: None, damage: Damage::default(), ready }
     }
 
     /// The next piece of the log; none: that was all.
@@ -43,10 +54,13 @@ impl Reader {
         while records.is_empty() {
             let Some(pieces) = self.pieces.as_mut().filter(|pieces| !pieces.ends.is_empty()) else {
                 let Some(segment) = self.segments.next() else {
-                    return self.damage.take().map(|(place, streams)| vec![Err(damaged(place, streams))]);
+                    return self.damage.open.take().map(|(place, streams)| vec![Err(damaged(place, streams))]);
                 };
                 let void_from = self.segments.as_slice().first().map_or(u64::MAX, |next| next.first);
-                self.pieces = Some(Pieces::new(segment, self.after, void_from));
+                let pieces = self.pieces.insert(Pieces::new(segment, self.after, void_from));
+                if self.damage.open.is_none() {
+                    self.damage.intact = pieces.first.saturating_sub(1);
+                }
                 continue;
             };
             if let Err(e) = pieces.next(self.after, &mut self.damage, &mut records) {
@@ -74,20 +88,20 @@ impl Iterator for Reader {
 
 impl Pieces {
     fn new(segment: Segment, after: Position, void_from: u64) -> Self {
-        let first = segment.marks.partition_point(|(position, _)| position.0 <= after.0 + 1).saturating_sub(1);
-        let at = segment.marks[first].1;
-        let mut ends: Vec<u64> = segment.marks[first + 1..].iter().map(|(_, at)| *at).collect();
+        let mark = segment.marks.partition_point(|(position, _)| position.0 <= after.0 + 1).saturating_sub(1);
+        let (Position(first), at) = segment.marks[mark];
+        let mut ends: Vec<u64> = segment.marks[mark + 1..].iter().map(|(_, at)| *at).collect();
         if at < segment.end {
             ends.push(segment.end);
         }
         ends.reverse();
-        Self { path: segment.path, file: None, at, ends, void_from }
+        Self { path: segment.path, file: None, first, at, ends, void_from }
     }
 
     fn next(
         &mut self,
         after: Position,
-        damage: &mut Option<(String, Vec<StreamId>)>,
+        damage: &mut Damage,
         records: &mut Vec<Result<(Position, Record), ReadError>>,
     ) -> io::Result<()> {
         let file = match &mut self.file {
@@ -101,10 +115,11 @@ impl Pieces {
             match item {
                 Item::Batch(batch) if batch.commit.batch >= self.void_from => break,
                 Item::Batch(batch) => {
-                    if let Some((place, mut streams)) = damage.take() {
+                    if let Some((place, mut streams)) = damage.open.take() {
                         streams.extend(batch.commit.before.iter().cloned());
                         records.push(Err(damaged(place, streams)));
                     }
+                    damage.intact = batch.commit.batch;
                     let position = Position(batch.commit.batch);
                     if position > after {
                         records.extend(batch.records().map(|(at, line)| {
@@ -119,8 +134,12 @@ impl Pieces {
                 }
                 Item::Damage { from, to } | Item::Tail { from, to } => {
                     let hints = readable_commits(&bytes[from..to]);
-                    let streams = hints.into_iter().flat_map(|(commit, _)| [commit.streams, commit.before].concat());
-                    damage.get_or_insert_with(|| (place(from), Vec::new())).1.extend(streams);
+                    // The batch before the first one that is missing is there: its streams have lost nothing.
+                    let first = damage.intact + 1;
+                    let streams = hints.into_iter().flat_map(|(commit, _)| {
+                        if commit.batch > first { [commit.streams, commit.before].concat() } else { commit.streams }
+                    });
+                    damage.open.get_or_insert_with(|| (place(from), Vec::new())).1.extend(streams);
                 }
             }
         }

@@ -318,3 +318,31 @@ fn damage_behind_an_old_head_is_no_torn_tail_if_more_was_written_after_it() {
     let (journal, opening) = open(&damage(ends[4]));
     assert_eq!((journal.head().position, opening.losses.len()), (Position(4), 0), "nothing tells it from a torn one");
 }
+
+/// The batches around a damaged one are whole: who stands in them has lost nothing.
+#[test]
+fn a_reader_names_the_victims_and_nobody_else() {
+    let pristine = filled(7);
+    let file = segment_files(&pristine)[0].clone();
+    let bytes = fs::read(&file).unwrap();
+    let mut ends = batch_ends(&bytes);
+    ends.insert(0, bytes.windows(5).position(|w| w == b"{\"v\":").unwrap());
+    for (from, to) in [(1, 1), (2, 2), (5, 5), (3, 4), (1, 3)] {
+        let dir = copy(&pristine);
+        let mut torn = bytes.clone();
+        for batch in from..=to {
+            torn[ends[batch - 1] + 20] ^= 1;
+        }
+        fs::write(dir.path().join("log").join(file.file_name().unwrap()), &torn).unwrap();
+        let (journal, opening) = open(&dir);
+        let mut expected: Vec<_> = (from..=to).map(|batch| id(&format!("run/{}", (batch - 1) % 3))).collect();
+        expected.sort();
+        let read: Vec<_> = journal.read(Position(0)).filter_map(Result::err).collect();
+        let [ReadError::Damaged { streams, .. }] = &read[..] else { panic!("{from} to {to}: {read:?}") };
+        assert_eq!(*streams, expected, "{from} to {to}");
+        assert_eq!(opening.losses[0].streams, expected, "{from} to {to}");
+        let after = Position(u64::try_from(from).unwrap() - 1);
+        let again: Vec<_> = journal.read(after).filter_map(Result::err).collect();
+        assert_eq!(again.len(), 1, "{from} to {to}: {again:?}");
+    }
+}
