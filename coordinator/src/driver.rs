@@ -19,6 +19,7 @@ mod figures;
 mod history;
 mod intake;
 mod new_life;
+mod outage;
 mod playbooks;
 mod projector;
 mod quarantine;
@@ -55,6 +56,7 @@ use self::{
     entry::{Message, RunEntry},
     figures::Figures,
     intake::{Intake, Unreadable},
+    outage::Outage,
     playbooks::Planning,
     projector::Projector,
     quarantine::Quarantine,
@@ -289,6 +291,7 @@ pub(crate) struct Shared {
     statuses: Statuses,
     projector: Projector,
     quarantine: Quarantine,
+    outage: Outage,
     planning: Planning,
     milestones: broadcast::Sender<(Namespace, MilestoneView)>,
     figures: Figures,
@@ -321,6 +324,7 @@ impl Shared {
             runs: Runs::default(),
             projector: Projector::new(),
             quarantine: Quarantine::default(),
+            outage: Outage::default(),
             planning: Planning::default(),
             milestones: broadcast::Sender::new(MILESTONE_BACKLOG),
             figures: Figures::new(),
@@ -358,9 +362,7 @@ impl Shared {
             figures::measure(self);
             let now = self.clock.now();
             self.remind_of_quarantine(now);
-            if !self.bus.is_connected() {
-                // Nobody can be heard: silence says nothing.
-                self.registry.restart_leases(now);
+            if !self.watch_bus(now) {
                 continue;
             }
             for (instance, runs) in self.registry.sweep(now) {

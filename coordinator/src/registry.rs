@@ -50,6 +50,8 @@ struct Agent {
     record: AgentRecord,
     lease: Lease,
     last_beat_at: Timestamp,
+    /// Its silence counts from here: the last beat, or the end of a time in which nobody could be heard.
+    lease_from: Timestamp,
     /// Its process said that it takes nothing new.
     leaving: bool,
     holds: HashSet<AttemptKey>,
@@ -118,7 +120,14 @@ impl Registry {
         let mut state = self.lock();
         let offer = offer_of(&namespace, &name, &record.profile);
         state.table.set(&record.profile.instance.clone(), offer, Availability::Away);
-        let agent = Agent { record, lease: Lease::Away, last_beat_at: now, leaving: false, holds: HashSet::new() };
+        let agent = Agent {
+            record,
+            lease: Lease::Away,
+            last_beat_at: now,
+            lease_from: now,
+            leaving: false,
+            holds: HashSet::new(),
+        };
         state.agents.insert((namespace, name), agent);
         state.generation += 1;
     }
@@ -201,6 +210,7 @@ impl Registry {
             record: AgentRecord { seq, profile, draining },
             lease: Lease::Alive,
             last_beat_at: now,
+            lease_from: now,
             leaving: false,
             holds: register.holds.iter().cloned().collect(),
         };
@@ -220,7 +230,7 @@ impl Registry {
         }
         let was_lost = agent.lease == Lease::Lost;
         let was_open = agent.lease == Lease::Alive && agent.leaving == beat.draining;
-        agent.last_beat_at = now;
+        (agent.last_beat_at, agent.lease_from) = (now, now);
         agent.lease = Lease::Alive;
         agent.leaving = beat.draining;
         agent.holds = beat.holds.into_iter().collect();
@@ -244,7 +254,7 @@ impl Registry {
         let state = &mut *guard;
         let mut lost = Vec::new();
         for agent in state.agents.values_mut() {
-            let silent_ms = u64::try_from(now.as_millisecond() - agent.last_beat_at.as_millisecond()).unwrap_or(0);
+            let silent_ms = ms_between(agent.lease_from, now);
             let instance = &agent.record.profile.instance;
             let may_be_lost = agent.lease != Lease::Lost;
             if may_be_lost && silent_ms >= self.leases.lost_after_ms {
@@ -259,10 +269,16 @@ impl Registry {
         lost
     }
 
-    /// All leases start again: it was we who could not hear.
+    /// All leases start again: it was we who could not hear. Who has not been heard for long is suspect all the same.
     pub(crate) fn restart_leases(&self, now: Timestamp) {
-        for agent in self.lock().agents.values_mut() {
-            agent.last_beat_at = now;
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        for agent in state.agents.values_mut() {
+            agent.lease_from = now;
+            if agent.lease == Lease::Alive && ms_between(agent.last_beat_at, now) >= self.leases.suspect_after_ms {
+                agent.lease = Lease::Suspect;
+                state.table.set_availability(&agent.record.profile.instance, Availability::Suspect);
+            }
         }
     }
 
@@ -395,6 +411,10 @@ fn offer_of(namespace: &Namespace, name: &AgentName, profile: &Profile) -> Offer
         slots: profile.slots,
         actions: profile.actions.iter().map(|a| (a.name.as_str().into(), a.version.clone())).collect(),
     }
+}
+
+fn ms_between(from: Timestamp, to: Timestamp) -> u64 {
+    u64::try_from(to.as_millisecond() - from.as_millisecond()).unwrap_or(0)
 }
 
 fn view_of(table: &Table, key: &(Namespace, AgentName), agent: &Agent) -> AgentView {

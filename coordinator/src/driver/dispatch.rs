@@ -32,24 +32,35 @@ const AGAIN_AT_MOST: Duration = Duration::from_secs(1);
 pub(super) struct Errand {
     run: Arc<Run>,
     dispatch: Box<Dispatch>,
+    /// No copy of the task can have left: none was ever handed to a bus that was there.
+    unsent: bool,
 }
 
 impl Errand {
-    /// The task of an unconfirmed attempt.
-    pub(super) fn new(run: &Arc<Run>, dispatch: Box<Dispatch>) -> Self {
-        Self { run: Arc::clone(run), dispatch }
+    /// The task of an unconfirmed attempt. `unsent`: it was assigned in this process, and this is its first errand.
+    pub(super) fn new(run: &Arc<Run>, dispatch: Box<Dispatch>, unsent: bool) -> Self {
+        Self { run: Arc::clone(run), dispatch, unsent }
     }
 
-    /// Send until it is answered or its time is over. A denial is told to the run.
-    pub(super) async fn run(self, shared: Arc<Shared>, entry: Arc<RunEntry>) {
-        let (step, attempt) = (&self.dispatch.step, self.dispatch.attempt);
+    /// Send until it is answered or its time is over. A denial is told to the run, and that nothing could be sent at all.
+    pub(super) async fn run(mut self, shared: Arc<Shared>, entry: Arc<RunEntry>) {
+        let (step, attempt) = (self.dispatch.step.clone(), self.dispatch.attempt);
         let mut pause = AGAIN_AFTER;
         loop {
             let now = shared.clock.now();
             if now >= self.dispatch.dispatch_until {
+                if self.unsent {
+                    return self.deny(&entry, NotStarted::Unsent).await;
+                }
                 debug!(run_id = %entry.id, step_id = %step, attempt, "no answer to the task in time");
                 return;
             }
+            if !shared.bus.is_connected() {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(AGAIN_AT_MOST);
+                continue;
+            }
+            self.unsent = false;
             match self.send(&shared, now).await {
                 Ok(TaskReply::Accepted) => return,
                 Ok(TaskReply::Busy) => return self.deny(&entry, NotStarted::Busy).await,

@@ -31,6 +31,17 @@ impl Shared {
                 reasons.push((step, self.registry.why_not(&run.namespace, &Wish::of(place))));
             }
         }
+        let cut_off = self.outage.since().map(|since| Explanation {
+            subject: "run".to_owned(),
+            waits_for: "NATS, which can't be reached".to_owned(),
+            on_whom: "whoever operates NATS".to_owned(),
+            since,
+            next_action:
+                "it is tried again by itself; until then nothing is given out, and no clock of an attempt runs out"
+                    .to_owned(),
+            next_at: None,
+            hint: "start nats-server again, or mend the network between".to_owned(),
+        });
         let waiting = run.explain(now).into_iter().map(|w| {
             let reason = match &w.subject {
                 WaitingSubject::Step(step) => reasons.iter().find(|(of, _)| of == step).map(|(_, why)| why),
@@ -49,6 +60,6 @@ impl Shared {
                 hint: w.hint,
             }
         });
-        waiting.collect()
+        cut_off.into_iter().chain(waiting).collect()
     }
 }

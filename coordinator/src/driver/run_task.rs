@@ -53,6 +53,8 @@ pub(super) struct RunTask {
     /// Steps that have a seat, or wait for one.
     pub(super) seats: Vec<(usize, Sits)>,
     errands: Vec<(usize, u32, AbortHandle)>,
+    /// Attempts that another process may have sent a task of.
+    adopted: Vec<(usize, u32)>,
     /// Stale reports that were journalled, by step.
     pub(super) stale_kept: HashMap<usize, u32>,
     pub(super) watchers: Vec<Watcher>,
@@ -96,6 +98,7 @@ impl RunTask {
             run,
             seats: Vec::new(),
             errands: Vec::new(),
+            adopted: Vec::new(),
             stale_kept: HashMap::new(),
             watchers: Vec::new(),
             cancels: Vec::new(),
@@ -116,6 +119,7 @@ impl RunTask {
         }
         self.listed_as = run_state(&self.run);
         self.told_of_end = self.run.has_ended();
+        self.adopted = self.run.live_steps().filter_map(|i| Some((i, self.run.steps[i].live_attempt()?.0))).collect();
         self.reconcile(self.run.outstanding(self.shared.clock.now()));
         self.set_wake_up();
         self.entry.look_again();
@@ -251,6 +255,13 @@ impl RunTask {
         if wake_up.at > turn.now {
             return;
         }
+        if !self.shared.bus.is_connected() {
+            // Their reports can't reach us: their clocks start again, as after a recovery.
+            let overdue = |i: usize| turn.run().steps[i].live_attempt().is_some_and(|(_, a)| a.ends_by <= turn.now);
+            if turn.run().live_steps().any(overdue) {
+                self.ours(turn, &Command::RestartClocks, &self.shared.ours);
+            }
+        }
         for (instance, holds) in self.held_past_their_clock(turn) {
             self.ours(turn, &Command::FindInstance { instance, holds }, &self.shared.ours);
         }
@@ -280,6 +291,9 @@ impl RunTask {
         let mut left = false;
         for one in wanted {
             let Outstanding::Place(place) = one else { continue };
+            if !self.shared.can_give_out() {
+                return left;
+            }
             let index = place.index;
             if !self.seats.iter().any(|(step, _)| *step == index) {
                 self.seats.push((index, Sits::Asked));
@@ -390,7 +404,8 @@ impl RunTask {
                     if self.errands.iter().any(|(s, a, _)| *s == step && *a == attempt) {
                         continue;
                     }
-                    let errand = Errand::new(&self.run, dispatch);
+                    let unsent = !self.adopted.contains(&(step, attempt));
+                    let errand = Errand::new(&self.run, dispatch, unsent);
                     let going = errand.run(Arc::clone(&self.shared), Arc::clone(&self.entry));
                     let handle = self.shared.tasks.spawn(going);
                     self.errands.push((step, attempt, handle.abort_handle()));

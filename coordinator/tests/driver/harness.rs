@@ -19,6 +19,7 @@ use muster_bus::{
         Scope, Task, TaskReply,
     },
     subject::Subjects,
+    testkit::{Faults, FaultyBus},
 };
 use muster_coordinator::{
     control::{Caller, Control, PlaybookSource},
@@ -43,6 +44,8 @@ pub(crate) const CLUSTER: &str = "0d6cf4cc-7e4c-4f0c-a6a1-6f9b4a1d2e30";
 pub(crate) struct House {
     pub(crate) journal: Arc<Watched>,
     pub(crate) bus: Arc<LocalBus>,
+    /// What the coordinator has of it.
+    pub(crate) link: Arc<FaultyBus>,
     pub(crate) up: Coordinator,
     pub(crate) wall_offset_ms: Arc<std::sync::atomic::AtomicI64>,
     dir: tempfile::TempDir,
@@ -55,8 +58,9 @@ impl House {
         let bus = Arc::new(LocalBus::new());
         let dir = tempfile::tempdir().unwrap();
         let wall = Arc::default();
-        let up = try_open(&journal, &bus, dir.path(), &wall, &Life::FIRST).await.unwrap();
-        Self { journal, bus, up, wall_offset_ms: wall, dir, opened: 1 }
+        let link = Arc::new(FaultyBus::new(Arc::clone(&bus) as _, Faults::default()));
+        let up = try_open(&journal, &link, dir.path(), &wall, &Life::FIRST).await.unwrap();
+        Self { journal, bus, link, up, wall_offset_ms: wall, dir, opened: 1 }
     }
 
     /// The coordinator goes without a word, and another one opens the same journal; its store is a new one.
@@ -68,12 +72,12 @@ impl House {
         self.up.shutdown().await;
         self.opened += 1;
         let store = self.dir.path().join(self.opened.to_string());
-        self.up = try_open(&self.journal, &self.bus, &store, &self.wall_offset_ms, life).await.unwrap();
+        self.up = try_open(&self.journal, &self.link, &store, &self.wall_offset_ms, life).await.unwrap();
     }
 
     /// While this one is up.
     pub(crate) async fn open_another(&self) -> Result<Coordinator, OpenError> {
-        try_open(&self.journal, &self.bus, &self.dir.path().join("another"), &self.wall_offset_ms, &Life::FIRST).await
+        try_open(&self.journal, &self.link, &self.dir.path().join("another"), &self.wall_offset_ms, &Life::FIRST).await
     }
 
     pub(crate) async fn start(&self, yaml: &str) -> Arc<Run> {
@@ -119,7 +123,7 @@ impl Life {
 
 async fn try_open(
     journal: &Arc<Watched>,
-    bus: &Arc<LocalBus>,
+    bus: &Arc<FaultyBus>,
     dir: &std::path::Path,
     wall_offset_ms: &Arc<std::sync::atomic::AtomicI64>,
     life: &Life,

@@ -6,6 +6,7 @@ mod crowd;
 mod disk;
 mod harness;
 mod loss;
+mod outage;
 mod people;
 mod reports;
 mod run;

@@ -423,6 +423,8 @@ pub enum NotStarted {
     },
     /// The instance says it never had it and never will.
     Denied,
+    /// Nothing could be sent while it could have started, and nothing will be.
+    Unsent,
 }
 
 /// How we know that an attempt without a report has ended.

@@ -384,6 +384,7 @@ pub(super) fn not_started(why: &NotStarted) -> String {
     match why {
         NotStarted::Busy => "all slots of the agent were taken".to_owned(),
         NotStarted::Draining => "the agent takes nothing new".to_owned(),
+        NotStarted::Unsent => "nothing could be sent to the agent".to_owned(),
         NotStarted::Refused { why } => format!("the agent refused it: {why}"),
         NotStarted::Denied => "the agent never had it".to_owned(),
     }

@@ -325,7 +325,7 @@ impl Run {
                 }
                 match why {
                     NotStarted::Refused { .. } => drop(step.excluded.insert(step.attempts[n].instance.clone())),
-                    NotStarted::Busy | NotStarted::Draining | NotStarted::Denied => {}
+                    NotStarted::Busy | NotStarted::Draining | NotStarted::Denied | NotStarted::Unsent => {}
                 }
             }
             AttemptEnd::Unknown { ended_by: _ } => step.queued_since = None,

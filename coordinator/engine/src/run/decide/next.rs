@@ -95,6 +95,7 @@ impl<'a> StepAt<'a> {
             NotStarted::Draining => (soon, format!("instance {instance} takes nothing new")),
             NotStarted::Refused { why } => (self.now, format!("instance {instance} refused it: {why}")),
             NotStarted::Denied => (self.now, format!("instance {instance} never had it")),
+            NotStarted::Unsent => (self.now, format!("nothing could be sent to instance {instance}")),
         };
         self.waiting(purpose, not_before, since.unwrap_or(not_before), &why)
     }

@@ -1,0 +1,79 @@
+//! NATS is cut off and comes back.
+
+use std::time::Duration;
+
+use muster_bus::message::{ReportReply, TaskReply};
+use muster_coordinator::control::{Control, PlaybookSource};
+use muster_engine::run::{
+    event::{AttemptEnd, NotStarted},
+    state::StepState,
+};
+use serde_json::json;
+
+use crate::harness::{House, chain, ns, operator, playbook, succeeded};
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_given_out_while_the_bus_is_cut_off_and_everybody_is_told() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    house.link.cut(true);
+    let run = house.start(&chain(1)).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let waits = house.up.explain_run(&ns(), &run.id).await.unwrap();
+    assert_eq!((waits[0].subject.as_str(), waits[0].waits_for.as_str()), ("run", "NATS, which can't be reached"));
+    let run = house.run(&run.id).await;
+    assert!(matches!(run.steps[0].state, StepState::Queued { .. }) && run.steps[0].attempts.is_empty(), "{run:?}");
+    house.link.cut(false);
+    agent.succeed(1).await;
+    let run = house.ended(&run.id).await;
+    assert_eq!(run.steps[0].attempts.len(), 1);
+    let waits = house.up.explain_run(&ns(), &run.id).await.unwrap();
+    assert!(waits.is_empty(), "{waits:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_assigned_and_could_not_be_sent_did_not_start() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    house.journal.hold();
+    let up = house.up.clone();
+    let starting = tokio::spawn(async move {
+        up.start_run(&ns(), &PlaybookSource::Inline(chain(1)), json!({}), "", None, false, &operator()).await
+    });
+    assert!(agent.gets_nothing_for(Duration::from_secs(1)).await, "it is assigned, and the journal has not answered");
+    house.link.cut(true);
+    house.journal.let_go();
+    let run = starting.await.unwrap().unwrap();
+    tokio::time::sleep(Duration::from_secs(40)).await;
+    let unsent = house.run(&run.id).await;
+    let [attempt] = &unsent.steps[0].attempts[..] else { panic!("{unsent:?}") };
+    assert!(matches!(attempt.end, Some((_, AttemptEnd::NotStarted { why: NotStarted::Unsent }))), "{attempt:?}");
+    house.link.cut(false);
+    let task = agent.next(TaskReply::Accepted).await;
+    assert_eq!(task.key.attempt, 2);
+    agent.report(&task, succeeded(json!({}))).await;
+    house.ended(&run.id).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_does_not_run_out_while_nobody_can_be_heard() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let run = house.start(&playbook(&["id: s0, action: test.work, timeout: 1m"], "")).await;
+    let task = agent.next(TaskReply::Accepted).await;
+    house.link.cut(true);
+    agent.fall_silent();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let view = house.up.agent(&ns(), &"infra-1".into()).await.unwrap();
+    assert_eq!(view.state, "SUSPECT", "nobody knows how it is, and nobody says that it is lost");
+    let heard = view.last_beat_at.expect("it was heard");
+    assert!(
+        house.run(&run.id).await.updated_at.duration_since(heard).as_secs() > 500,
+        "the last beat is the last one heard"
+    );
+    house.link.cut(false);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(house.run(&run.id).await.steps[0].state, StepState::Active);
+    assert_eq!(agent.report(&task, succeeded(json!({}))).await, ReportReply::Recorded { orders: vec![] });
+    house.ended(&run.id).await;
+}
