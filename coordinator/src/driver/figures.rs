@@ -8,8 +8,8 @@ use muster_engine::run::{
 
 use super::Shared;
 use crate::metrics::{
-    AGENTS_ALIVE, APPEND_SECONDS, ATTEMPTS_ASSIGNED, ATTEMPTS_ENDED, RUNS_ENDED, RUNS_IN_MEMORY, RUNS_STARTED,
-    STEPS_WAITING,
+    AGENTS_ALIVE, APPEND_SECONDS, ATTEMPTS_ASSIGNED, ATTEMPTS_ENDED, OWNERS_REMINDED, RUNS_ENDED, RUNS_IN_MEMORY,
+    RUNS_STARTED, STEPS_WAITING,
 };
 
 /// Handles of what is counted on the hot path, looked up once. Made after the recorder is installed.
@@ -45,6 +45,7 @@ impl Figures {
                 self.assigned[purpose].increment(1);
             }
             Event::AttemptEnded { end, .. } => self.ended[how(end)].increment(1),
+            Event::OwnerReminded { .. } => counter!(OWNERS_REMINDED).increment(1),
             Event::RunStarted(_) => self.runs_started.increment(1),
             Event::RunEnded { outcome, .. } => {
                 let outcome = match outcome {
@@ -63,7 +64,6 @@ impl Figures {
             | Event::AttemptFound { .. }
             | Event::AttemptExtended { .. }
             | Event::ReportArrivedStale { .. }
-            | Event::OwnerReminded { .. }
             | Event::SignalReceived { .. }
             | Event::GateJudged { .. }
             | Event::PhaseEnded { .. }

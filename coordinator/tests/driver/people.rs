@@ -1,6 +1,9 @@
 //! What people ask, and what they are told.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use muster_bus::message::{FailureKind, Order, Outcome, ReportBody, ReportReply, TaskReply};
 use muster_coordinator::control::{Caller, Control, PlaybookSource, RunFilter};
@@ -209,4 +212,38 @@ async fn one_id_serves_one_request_also_when_both_come_at_once() {
     let (one, other) = tokio::join!(ask(resume), ask(Command::Cancel { reason: "enough".into(), force: false }));
     assert_eq!((one.unwrap().pause.is_none(), other.unwrap_err().code), (true, "REQUEST_ID_REUSED"));
     assert_eq!(house.run(&run.id).await.state, RunState::Running);
+}
+
+/// What the coordinator's log says.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reminder_is_a_warning_that_names_the_owner() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_ansi(false);
+    let _while_this_is_here = tracing::subscriber::set_default(subscriber.with_writer(move || writer.clone()).finish());
+    let house = House::open().await;
+    let run = house.start(&chain(1)).await;
+    for reminders in 1..=3 {
+        tokio::time::sleep(Duration::from_secs(901)).await;
+        let said = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let lines: Vec<_> = said.lines().filter(|line| line.contains("step s0 waits for an agent")).collect();
+        assert_eq!(lines.len(), reminders, "{said}");
+        assert!(
+            lines[0].contains("WARN") && lines[0].contains("devops") && lines[0].contains(run.id.as_str()),
+            "{said}"
+        );
+    }
 }
