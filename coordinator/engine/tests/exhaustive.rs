@@ -11,7 +11,7 @@ use muster_engine::{
     run::{Command, Rejection, state::StepState},
 };
 
-/// A state to be looked at: how it is, and what may still go wrong.
+/// A state to be looked at: how it is, what may still go wrong, and how often a person may still cancel, pause or accept a loss.
 struct Visit {
     world: World,
     disturbances: u32,
@@ -93,7 +93,14 @@ fn successors(visit: &Visit, open: &mut VecDeque<Visit>, seen: &mut Seen) {
         follow(moves::disturbances(&visit.world), disturbances - 1, cancels);
     }
     if cancels > 0 {
-        follow(vec![Command::Cancel { reason: "enough".to_owned(), force: false }], disturbances, cancels - 1);
+        let reason = || "a person said so".to_owned();
+        let asked = vec![
+            Command::Cancel { reason: reason(), force: false },
+            Command::Cancel { reason: reason(), force: true },
+            Command::Pause { reason: reason() },
+            Command::AcceptLoss,
+        ];
+        follow(asked, disturbances, cancels - 1);
     }
     // The clock moves only where nothing else can happen soon, or when an attempt is to end by it.
     let mut world = visit.world.clone();
@@ -115,7 +122,8 @@ fn key(visit: &Visit) -> String {
     let places = visit.world.places().len();
     let budget = (visit.disturbances, visit.cancels);
     let state = std::mem::discriminant(&run.state);
-    let mut key = format!("{budget:?}{places}{state:?}{}{:?}", run.pause.is_some(), run.signals);
+    let (paused, forced) = (run.pause.is_some(), run.cancel.as_ref().is_some_and(|c| c.force));
+    let mut key = format!("{budget:?}{places}{state:?}{paused}{forced}{}{:?}", run.attempts_from, run.signals);
     for step in &run.steps {
         let (kind, purpose) = match &step.state {
             StepState::Queued { purpose, .. } => (0, Some(*purpose)),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use common::{World, moves, phase, plan, step, verify};
 use jiff::SignedDuration;
 use muster_engine::{
-    plan::{ActionScope, OnCancel, OnFailure, OnLost, Plan, PlannedUndo},
+    plan::{ActionScope, OnCancel, OnFailure, OnLost, Plan, PlannedUndo, PlannedWait},
     run::{Command, Event, Rejection, Run, event::Purpose, state::StepState},
 };
 use proptest::prelude::*;
@@ -17,7 +17,7 @@ use serde_json::json;
 type Knobs = (u8, u8, u8, u8, u8);
 
 fn plans() -> impl Strategy<Value = Plan> {
-    let knobs = prop::collection::vec((0..32u8, 0..3u8, 0..3u8, 0..5u8, 0..32u8), 1..=5);
+    let knobs = prop::collection::vec((0..32u8, 0..3u8, 0..3u8, 0..5u8, 0..128u8), 1..=5);
     (knobs, any::<bool>(), 0..4u8).prop_map(|(knobs, undo, gate)| build(&knobs, undo, gate))
 }
 
@@ -44,6 +44,14 @@ fn build(knobs: &[Knobs], undo_on_cancel: bool, gate: u8) -> Plan {
         step.when = (flags & 16 != 0).then(|| "inputs.environment != 'dev'".to_owned());
         step.queue_timeout_ms = (flags & 3 == 3).then_some(1_200_000);
         step.retry.max_attempts = 2;
+        match flags >> 5 {
+            2 => common::waits(&mut step, PlannedWait::For { ms: 120_000 }),
+            3 => common::waits(&mut step, common::for_signal("go", Some(600_000))),
+            _ => {}
+        }
+        if step.wait.is_some() {
+            step.verify = None;
+        }
         steps.push(step);
     }
     let mut phases = vec![phase("first")];

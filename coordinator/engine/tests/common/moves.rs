@@ -25,9 +25,17 @@ pub fn good(world: &World) -> Vec<Command> {
             all.push(Command::Finish { outcome: good_outcome(purpose), fence });
         }
     }
+    all.extend(signals(world).into_iter().filter(|(name, _)| !world.run.signals.contains_key(name)).map(|(_, s)| s));
+    all
+}
+
+/// Every signal that a step of the plan waits for.
+fn signals(world: &World) -> Vec<(String, Command)> {
+    let mut all = Vec::new();
     for planned in &world.run.plan.steps {
         if let Some(PlannedWait::Signal { name, .. }) = &planned.wait {
-            all.push(Command::Signal { signal: name.clone(), payload: Arc::new(json!({ "ok": true })) });
+            let signal = Command::Signal { signal: name.clone(), payload: Arc::new(json!({ "ok": true })) };
+            all.push((name.clone(), signal));
         }
     }
     all
@@ -79,6 +87,7 @@ pub fn oddities(world: &World) -> Vec<Command> {
         all.push(prepare(&fence));
     }
     all.extend(repeats(&world.run));
+    all.extend(signals(world).into_iter().map(|(_, s)| s));
     all
 }
 
