@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use common::{World, failed, gate, ok, phase, plan, simple, step, verify};
 use jiff::Timestamp;
 use muster_engine::{
-    plan::{OnCancel, OnFailure},
+    plan::{OnCancel, OnFailure, PlannedWait},
     run::{
         Command, Event, Resolution, Run,
         event::{FailureKind, NotStarted, Outcome},
@@ -31,12 +31,14 @@ struct Line {
 /// How a history is made.
 type Scenario = (&'static str, fn() -> World);
 
-const SCENARIOS: [Scenario; 5] = [
+const SCENARIOS: [Scenario; 7] = [
     ("rollout-with-verify-and-gate", rollout),
     ("retries-then-walk-back", retries_then_walk_back),
     ("lost-then-probed", lost_then_probed),
     ("cancel-crossed-by-success", cancel_crossed),
     ("stuck-gate", stuck_gate),
+    ("waits-and-a-step-that-is-not-critical", waits),
+    ("accepted-loss-then-resumed", accepted_loss),
 ];
 
 fn rollout() -> World {
@@ -130,6 +132,42 @@ fn stuck_gate() -> World {
     world.command(&Command::Resume { reason: "the figure is there".to_owned() });
     world.go_to(1_300);
     world.tick();
+    world
+}
+
+fn waits() -> World {
+    let (mut soak, mut approval) = (step("soak", &[0]), step("approval", &[1]));
+    common::waits(&mut soak, PlannedWait::For { ms: 600_000 });
+    common::waits(&mut approval, common::for_signal("approved", Some(3_600_000)));
+    let mut extra = step("extra", &[]);
+    (extra.on_failure, extra.critical) = (OnFailure::Continue, false);
+    let mut other = phase("other");
+    other.when = Some("false".to_owned());
+    let mut left_out = step("left_out", &[]);
+    left_out.phase = 1;
+    let steps = vec![step("deploy", &[]), soak, approval, extra, left_out];
+    let mut world = World::new(plan(vec![phase("first"), other], steps));
+    world.go_to(1).succeed("deploy");
+    world.assign("extra");
+    world.finish("extra", failed(FailureKind::Permanent));
+    world.go_to(601).tick();
+    world.go_to(1_501).tick();
+    let payload = std::sync::Arc::new(json!({ "by": "qa" }));
+    world.go_to(1_600).command(&Command::Signal { signal: "approved".to_owned(), payload });
+    world
+}
+
+fn accepted_loss() -> World {
+    let mut world = World::new(simple(vec![step("a", &[]), step("b", &[0])]));
+    world.go_to(1).assign("a");
+    world.go_to(5).command(&Command::AcceptLoss);
+    world.command(&Command::BuryInstance { instance: "infra-1-a".into() });
+    let answer =
+        |resolution| Command::ResolveStep { step: "a".into(), resolution, reason: "looked".to_owned(), output: None };
+    world.command(&answer(Resolution::Retry));
+    world.go_to(60).command(&Command::Resume { reason: "looked".to_owned() });
+    world.succeed("a");
+    world.succeed("b");
     world
 }
 
