@@ -120,7 +120,11 @@ fn step(plan: &Plan, step: &PlannedStep) -> pb::PlannedStep {
         action: step.action.name.to_string(),
         action_version: step.action.version.clone(),
         with: Some(to_value(&step.with)),
-        timeout: Some(to_duration(step.timeout_ms)),
+        timeout: match &step.wait {
+            None => Some(to_duration(step.timeout_ms)),
+            Some(PlannedWait::Signal { timeout_ms, .. }) => timeout_ms.map(to_duration),
+            Some(PlannedWait::For { .. } | PlannedWait::Until { .. }) => None,
+        },
         queue_timeout: step.queue_timeout_ms.map(to_duration),
         max_attempts: step.retry.max_attempts,
         on_lost: match step.on_lost {
