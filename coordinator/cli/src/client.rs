@@ -102,13 +102,22 @@ impl Client {
     /// A request that is answered soon.
     pub(crate) fn soon<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        request.set_timeout(self.timeout.unwrap_or(USUAL_TIMEOUT));
+        request.set_timeout(self.soon_is());
         request
     }
 
     /// What the coordinator said, or why it could not be asked.
     pub(crate) fn error(&self, status: &Status) -> CliError {
-        CliError::from_status(status, &self.server)
+        CliError::from_status(status, &self.server, self.soon_is())
+    }
+
+    /// Nothing came from it in the time that was given.
+    pub(crate) fn unanswered(&self) -> CliError {
+        CliError::unanswered(&self.server, self.soon_is())
+    }
+
+    fn soon_is(&self) -> Duration {
+        self.timeout.unwrap_or(USUAL_TIMEOUT)
     }
 
     /// Longest time for what follows a run; none: without limit.

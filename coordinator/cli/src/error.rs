@@ -1,6 +1,6 @@
 //! What a command says when it could not be done: reason, what happened, where, and what to do next.
 
-use std::{fmt, path::Path, process::ExitCode};
+use std::{error::Error as StdError, fmt, path::Path, process::ExitCode, time::Duration};
 
 use muster_engine::playbook::{Finding, Level};
 use tonic::Code;
@@ -157,8 +157,19 @@ impl CliError {
         self
     }
 
-    /// What the coordinator said, or why it could not be asked.
-    pub(crate) fn from_status(status: &tonic::Status, server: &str) -> Self {
+    /// The server has said nothing for as long as it was given: nothing is known, and it may have heard.
+    pub(crate) fn unanswered(server: &str, limit: Duration) -> Self {
+        let limit = jiff::SignedDuration::try_from(limit).unwrap_or_default();
+        let message = format!("no answer came from the server within {limit:#}");
+        let hint = "give more time with --timeout, or look at the server's log; what it was asked to do may be done";
+        Self { exit: Exit::TimedOut, ..Self::failed("TIMED_OUT", message) }.at(server).hint(hint)
+    }
+
+    /// What the coordinator said, or why it could not be asked within `limit`.
+    pub(crate) fn from_status(status: &tonic::Status, server: &str, limit: Duration) -> Self {
+        if is_out_of_time(status) {
+            return Self::unanswered(server, limit);
+        }
         if let Some(broken) = broken(status, server) {
             return broken;
         }
@@ -185,9 +196,21 @@ impl CliError {
     }
 }
 
+/// The time was over on this side: tonic calls that a cancellation.
+fn is_out_of_time(status: &tonic::Status) -> bool {
+    let mut cause = StdError::source(status);
+    while let Some(error) = cause {
+        if error.is::<tonic::TimeoutExpired>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 /// The connection was there and broke: such a status is made on this side, and only those have a source.
 fn broken(status: &tonic::Status, server: &str) -> Option<CliError> {
-    let error = std::error::Error::source(status)?;
+    let error = StdError::source(status)?;
     if !matches!(status.code(), Code::Unknown | Code::Internal | Code::Cancelled) {
         return None;
     }
@@ -292,18 +315,37 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 mod tests {
     use super::*;
 
+    const LIMIT: Duration = Duration::from_secs(3);
+
+    /// Whoever looks at the clock first: this side, or the server with a status of its own.
+    #[test]
+    fn an_answer_that_does_not_come_in_time_is_no_broken_connection() {
+        let here = tonic::Status::from_error(Box::new(Late(tonic::TimeoutExpired(()))));
+        assert_eq!(here.code(), Code::Cancelled, "the case is made as tonic makes it");
+        let error = CliError::from_status(&here, "http://localhost:7400", LIMIT);
+        assert_eq!((error.exit, error.reason.as_str()), (Exit::TimedOut, "TIMED_OUT"));
+        assert_eq!(error.message, "no answer came from the server within 3s");
+        let theirs = tonic::Status::deadline_exceeded("the caller's deadline came before the answer");
+        let error = CliError::from_status(&theirs, "http://localhost:7400", LIMIT);
+        assert_eq!((error.exit, error.message.as_str()), (Exit::TimedOut, theirs.message()));
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("transport error")]
+    struct Late(#[source] tonic::TimeoutExpired);
+
     /// A connection that breaks is told by its transport in one of three codes, whichever task sees it first.
     #[test]
     fn a_broken_connection_is_named_and_the_servers_own_word_is_left() {
         for code in [tonic::Code::Unknown, tonic::Code::Internal, tonic::Code::Cancelled] {
             let here = tonic::Status::from_error(Box::new(Transport(tonic::Status::new(code, "it broke"))));
             assert_eq!(here.code(), code);
-            let error = CliError::from_status(&here, "http://localhost:7400");
+            let error = CliError::from_status(&here, "http://localhost:7400", LIMIT);
             assert_eq!(
                 (error.reason.as_str(), error.place.as_deref()),
                 ("CONNECTION_BROKEN", Some("http://localhost:7400"))
             );
-            let theirs = CliError::from_status(&tonic::Status::new(code, "no"), "http://localhost:7400");
+            let theirs = CliError::from_status(&tonic::Status::new(code, "no"), "http://localhost:7400", LIMIT);
             assert_ne!(theirs.reason, "CONNECTION_BROKEN");
         }
     }

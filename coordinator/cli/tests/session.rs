@@ -37,6 +37,20 @@ fn a_server_that_does_not_answer_is_named() {
     session.check("unreachable");
 }
 
+/// As a stopped process: its socket takes connections, and nobody reads.
+#[test]
+fn a_server_that_says_nothing_in_time_ends_with_4() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut session = Session::new();
+    session.env("MUSTER_SERVER", &format!("http://{}", silent.local_addr().unwrap()));
+    session.write("hello.yaml", "kind: Playbook\n");
+    session.run(&["run", "list", "--timeout", "200ms"]);
+    session.run(&["playbook", "lint", "hello.yaml", "--timeout", "200ms"]);
+    session.run(&["run", "wait", "r1", "--timeout", "200ms"]);
+    session.run(&["run", "watch", "r1", "--timeout", "200ms"]);
+    session.check("silent");
+}
+
 #[test]
 fn completions_are_scripts() {
     let session = Session::new();

@@ -1,6 +1,7 @@
 //! Following a run to its end, over restarts of the coordinator and lost connections.
 
 use std::{
+    cell::Cell,
     pin::pin,
     time::{Duration, Instant},
 };
@@ -32,6 +33,8 @@ const QUIET: Duration = Duration::from_secs(5);
 const STILL_QUIET: Duration = Duration::from_secs(30);
 /// The longest wait the API takes at once.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
+/// So that the last moments of a limit are not spent in asking.
+const SHORTEST_WAIT: Duration = Duration::from_millis(20);
 
 /// Show what happens, from an event on (none: from where the run is), and end as the run does.
 pub(super) async fn watch(
@@ -41,29 +44,49 @@ pub(super) async fn watch(
     after: Option<u64>,
     until: UntilArgs,
 ) -> Result<Exit> {
-    let run = within(client, name, Box::pin(watch_to_end(app, client, name, after, until))).await?;
+    let heard = Cell::new(false);
+    let run = within(client, name, &heard, Box::pin(watch_to_end(app, client, name, after, until, &heard))).await?;
     finish(app, client, &run).await
 }
 
 /// Wait silently, and end as the run does.
 pub(super) async fn wait(app: &App, client: &Client, name: &str, until: UntilArgs) -> Result<Exit> {
-    let run = within(client, name, Box::pin(wait_to_end(app, client, name, until))).await?;
+    let heard = Cell::new(false);
+    let run = within(client, name, &heard, Box::pin(wait_to_end(app, client, name, until, &heard))).await?;
     finish(app, client, &run).await
 }
 
-async fn within<T>(client: &Client, name: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+/// Of a run of which nothing was heard it is not known that it has not ended.
+async fn within<T>(
+    client: &Client,
+    name: &str,
+    heard: &Cell<bool>,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
     let Some(limit) = client.limit() else { return work.await };
-    timeout(limit, work).await.unwrap_or_else(|_| {
-        let id = name.rsplit('/').next().unwrap_or(name);
-        let message =
-            format!("run {id} has not ended within {:#}", jiff::SignedDuration::try_from(limit).unwrap_or_default());
-        Err(CliError { exit: Exit::TimedOut, ..CliError::failed("TIMED_OUT", message) }
-            .hint(format!("it goes on without you; see what it waits for: muster run explain {id}")))
-    })
+    if let Ok(done) = timeout(limit, work).await {
+        return done;
+    }
+    if !heard.get() {
+        return Err(client.unanswered());
+    }
+    let id = name.rsplit('/').next().unwrap_or(name);
+    let message =
+        format!("run {id} has not ended within {:#}", jiff::SignedDuration::try_from(limit).unwrap_or_default());
+    Err(CliError { exit: Exit::TimedOut, ..CliError::failed("TIMED_OUT", message) }
+        .hint(format!("it goes on without you; see what it waits for: muster run explain {id}")))
 }
 
-async fn watch_to_end(app: &App, client: &Client, name: &str, after: Option<u64>, until: UntilArgs) -> Result<v1::Run> {
+async fn watch_to_end(
+    app: &App,
+    client: &Client,
+    name: &str,
+    after: Option<u64>,
+    until: UntilArgs,
+    heard: &Cell<bool>,
+) -> Result<v1::Run> {
     let mut run = fetch(client, name).await.map_err(|s| client.error(&s))?;
+    heard.set(true);
     let mut display = Display::new(&app.printer, &run);
     let mut after = after.unwrap_or(run.sequence);
     let mut patience = Patience::default();
@@ -133,10 +156,11 @@ async fn said_or_waits(
     }
 }
 
-async fn wait_to_end(app: &App, client: &Client, name: &str, until: UntilArgs) -> Result<v1::Run> {
+async fn wait_to_end(app: &App, client: &Client, name: &str, until: UntilArgs, heard: &Cell<bool>) -> Result<v1::Run> {
     let mut patience = Patience::default();
+    let began = Instant::now();
     loop {
-        let wait = client.limit().unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT);
+        let wait = client.limit().map_or(LONGEST_WAIT, |limit| next_wait(limit.saturating_sub(began.elapsed())));
         let request = v1::WaitRunRequest {
             name: name.to_owned(),
             timeout: prost_types::Duration::try_from(wait).ok(),
@@ -144,10 +168,21 @@ async fn wait_to_end(app: &App, client: &Client, name: &str, until: UntilArgs) -
         };
         match client.runs().wait_run(request).await.map(tonic::Response::into_inner) {
             Ok(v1::WaitRunResponse { run: Some(run), .. }) if is_over(run.state(), until) => return Ok(run),
-            Ok(_) => patience.restore(),
+            Ok(_) => {
+                heard.set(true);
+                patience.restore();
+                if wait < SHORTEST_WAIT {
+                    tokio::time::sleep(SHORTEST_WAIT).await;
+                }
+            }
             Err(status) => patience.spend(app, client, &status).await?,
         }
     }
+}
+
+/// How long to let the server wait: its answer has to come while there is time left, or nothing is known at the end.
+fn next_wait(left: Duration) -> Duration {
+    left.saturating_sub(left / 4).min(LONGEST_WAIT)
 }
 
 fn is_over(state: v1::run::State, until: UntilArgs) -> bool {
