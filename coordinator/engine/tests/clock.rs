@@ -5,11 +5,11 @@ mod common;
 use common::{World, at, failed, ok, phase, plan, simple, step};
 use jiff::{SignedDuration, Timestamp};
 use muster_engine::{
-    plan::OnFailure,
+    plan::{OnCancel, OnFailure},
     run::{
         Command, Event, Wake, WakeUp,
         event::{FailureKind, RunOutcome, Subject},
-        state::MilestoneState,
+        state::{MilestoneState, RunState},
     },
 };
 use serde_json::json;
@@ -89,7 +89,11 @@ fn a_backoff_is_announced_and_at_its_end_the_step_can_be_placed() {
     assert_eq!(wake.why, Wake::MayStart("a".into()));
     let waiting = world.run.explain(world.now);
     assert_eq!(waiting[0].next_at, Some(wake.at));
-    assert!(waiting[0].waits_for.contains("it broke"), "{waiting:?}");
+    assert_eq!(
+        said(&world)[0],
+        "step a: the next try of its work (it broke) / the clock / it is tried again / \
+         nothing has to be done; not to wait for it, resolve the step"
+    );
     world.now = wake.at;
     assert_eq!(world.places().len(), 1);
     assert_ne!(world.run.wake_up(world.now).unwrap().at, wake.at, "what is outstanding is not announced again");
@@ -104,6 +108,71 @@ fn a_question_is_asked_again_every_fifteen_minutes() {
     let subject = Subject::Step { step: "a".into() };
     assert_eq!((wake.at, wake.why), (at(910), Wake::Reminder(subject.clone())));
     assert_eq!(events, [Event::OwnerReminded { subject, next_at: at(1810) }]);
+}
+
+/// What waits, for what, on whom, what is next, and what a person can do.
+fn said(world: &World) -> Vec<String> {
+    let waiting = world.run.explain(world.now).into_iter();
+    waiting
+        .map(|w| format!("{}: {} / {} / {} / {}", w.subject, w.waits_for, w.on_whom, w.next_action, w.hint))
+        .collect()
+}
+
+#[test]
+fn in_a_paused_run_a_queued_step_waits_for_the_run_to_go_on_and_for_no_agent() {
+    for backoff in [false, true] {
+        let mut world = World::new(simple(vec![step("a", &[])]));
+        if backoff {
+            world.assign("a");
+            world.finish("a", failed(FailureKind::Retry));
+        }
+        world.command(&Command::Pause { reason: "a look first".to_owned() });
+        let why = if backoff { " (it broke)" } else { "" };
+        assert_eq!(
+            said(&world)[1],
+            format!(
+                "step a: the run to go on{why} / devops / nothing is assigned while the run is paused / \
+                 muster run resume {} --reason …",
+                world.run.id
+            )
+        );
+        assert_eq!(world.run.explain(world.now)[1].next_at, None);
+    }
+}
+
+#[test]
+fn a_milestone_of_a_run_that_is_stopped_can_only_be_missed() {
+    let stopped = |on_cancel: OnCancel, deadline_ms: Option<u64>| {
+        let mut only = phase("only");
+        only.deadline_ms = deadline_ms;
+        let mut plan = plan(vec![only], vec![step("a", &[]), step("b", &[])]);
+        plan.on_cancel = on_cancel;
+        let mut world = World::new(plan);
+        world.change("a");
+        world.assign("b");
+        world.command(&Command::Cancel { reason: "enough".to_owned(), force: false });
+        world
+    };
+    let mut world = stopped(OnCancel::Undo, Some(1_800_000));
+    assert_eq!(
+        said(&world),
+        [
+            "step b: the end of its work (attempt 1) / agent infra-1 (instance infra-1-a) / \
+             the agent is told to stop; without a word from it, the attempt counts as ended / nothing has to be done",
+            "milestone of phase only: the end of the run, which is being cancelled: it can only be missed / \
+             the steps of the run / it is missed: when the run ends, at the latest / see what the steps wait for",
+        ]
+    );
+    assert_eq!(world.run.explain(world.now)[1].next_at, Some(at(1_800)));
+    world.finish("b", ok(json!({})));
+    assert_eq!(world.run.state, RunState::RollingBack);
+    assert!(said(&world)[1].contains("which is walked back: it can only be missed"), "{:?}", said(&world));
+    world.go_to(1_800).tick();
+    world.tick();
+    assert_eq!(said(&world).len(), 1, "a milestone that is missed waits for nothing more");
+    let world = stopped(OnCancel::Keep, None);
+    let milestone = world.run.explain(world.now).pop().unwrap();
+    assert_eq!((milestone.next_action.as_str(), milestone.next_at), ("it is missed when the run ends", None));
 }
 
 #[test]

@@ -25,7 +25,7 @@ pub struct Waiting {
     pub on_whom: String,
     /// Since when.
     pub since: Timestamp,
-    /// What happens by itself, if nothing else does.
+    /// What happens by itself, if nothing else does; reads on with "at" and the moment, where there is one.
     pub next_action: String,
     /// When that is.
     pub next_at: Option<Timestamp>,
@@ -155,45 +155,59 @@ impl Run {
 
     fn explain_queued(&self, i: usize, now: Timestamp) -> Option<Waiting> {
         let (step, planned) = (&self.steps[i], &self.plan.steps[i]);
-        let StepState::Queued { purpose, not_before, wake_at, why } = &step.state else {
+        let StepState::Queued { purpose, not_before, why, .. } = &step.state else {
             return None;
         };
-        let action = self.action_for(i, *purpose);
-        let backoff = *not_before > now;
-        let mut waits_for = if backoff {
-            format!("the next try of its {}", purpose_name(*purpose))
+        let waiting = Waiting {
+            subject: WaitingSubject::Step(planned.id.clone()),
+            waits_for: "the run to go on".to_owned(),
+            on_whom: self.plan.owner.clone(),
+            since: step.since,
+            next_action: "nothing is assigned while the run is paused".to_owned(),
+            next_at: None,
+            hint: format!("muster run resume {} --reason …", self.id),
+        };
+        let mut waiting = if self.pause.is_some() {
+            waiting
+        } else if *not_before > now {
+            Waiting {
+                waits_for: format!("the next try of its {}", purpose_name(*purpose)),
+                on_whom: "the clock".to_owned(),
+                next_action: "it is tried again".to_owned(),
+                next_at: Some(*not_before),
+                hint: "nothing has to be done; not to wait for it, resolve the step".to_owned(),
+                ..waiting
+            }
         } else {
-            format!("an agent that offers {} {}", action.name, action.version)
+            self.for_an_agent(i, *purpose, waiting)
         };
         if !why.is_empty() {
-            waits_for = format!("{waits_for} ({why})");
+            waiting.waits_for = format!("{} ({why})", waiting.waits_for);
         }
+        Some(waiting)
+    }
+
+    fn for_an_agent(&self, i: usize, purpose: Purpose, waiting: Waiting) -> Waiting {
+        let (step, planned) = (&self.steps[i], &self.plan.steps[i]);
         let mut on_whom = format!("agents of role {}", planned.agent.role);
         for (name, value) in &planned.agent.labels {
             on_whom = format!("{on_whom}, {name}={value}");
         }
-        if let Some(host) = self.host_for(i, *purpose) {
+        if let Some(host) = self.host_for(i, purpose) {
             on_whom = format!("{on_whom}, on host {host}");
         }
+        let StepState::Queued { wake_at, .. } = &step.state else { return waiting };
         let ends = timeout::queue_ends(step.queued_since.unwrap_or(step.since), planned.queue_timeout_ms);
-        let (next_action, next_at) = if self.pause.is_some() {
-            ("nothing is assigned while the run is paused", None)
-        } else if backoff {
-            ("it is tried again", Some(*not_before))
-        } else if ends.is_some_and(|ends| ends <= *wake_at) {
-            ("the wait is given up", Some(*wake_at))
-        } else {
-            ("the owner is reminded", Some(*wake_at))
-        };
-        Some(Waiting {
-            subject: WaitingSubject::Step(planned.id.clone()),
-            waits_for,
+        let given_up = ends.is_some_and(|ends| ends <= *wake_at);
+        let action = self.action_for(i, purpose);
+        Waiting {
+            waits_for: format!("an agent that offers {} {}", action.name, action.version),
             on_whom,
-            since: step.since,
-            next_action: next_action.to_owned(),
-            next_at,
+            next_action: if given_up { "the wait is given up" } else { "the owner is reminded" }.to_owned(),
+            next_at: Some(*wake_at),
             hint: format!("start an agent of role {}, or resolve the step", planned.agent.role),
-        })
+            ..waiting
+        }
     }
 
     fn explain_active(&self, i: usize, now: Timestamp) -> Option<Waiting> {
@@ -215,9 +229,11 @@ impl Run {
                 (format!("the end of its {what} (attempt {number}){said}"), "nothing has to be done")
             }
         };
-        let next_action = match self.state {
-            RunState::Cancelling => "the attempt counts as ended; the agent is told to stop until then",
-            RunState::Running | RunState::RollingBack | RunState::Ended { .. } => "the attempt counts as ended",
+        let told_to_stop = self.state == RunState::Cancelling && attempt.purpose != Purpose::Undo;
+        let next_action = if told_to_stop {
+            "the agent is told to stop; without a word from it, the attempt counts as ended"
+        } else {
+            "the attempt counts as ended"
         };
         Some(Waiting {
             subject: WaitingSubject::Step(planned.id.clone()),
@@ -233,6 +249,9 @@ impl Run {
     fn explain_milestone(&self, p: usize) -> Option<Waiting> {
         let phase = &self.phases[p];
         let milestone = phase.milestone.as_ref().filter(|_| phase.state == PhaseState::Active)?;
+        if self.state != RunState::Running {
+            return self.explain_lost_milestone(p);
+        }
         let (next_action, next_at) = match milestone.state {
             MilestoneState::Pending => ("it becomes at risk", milestone.at_risk_at),
             MilestoneState::AtRisk => ("it is missed", milestone.due_at),
@@ -268,6 +287,29 @@ impl Run {
             },
             next_at,
             hint: hint.to_owned(),
+        })
+    }
+
+    /// A phase ends only while the run is running.
+    fn explain_lost_milestone(&self, p: usize) -> Option<Waiting> {
+        let milestone = self.phases[p].milestone.as_ref().filter(|m| m.state.is_open())?;
+        let doing = match self.state {
+            RunState::Cancelling => "is being cancelled",
+            RunState::RollingBack => "is walked back",
+            RunState::Running | RunState::Ended { .. } => return None,
+        };
+        let next_action = match milestone.due_at {
+            Some(_) => "it is missed: when the run ends, at the latest",
+            None => "it is missed when the run ends",
+        };
+        Some(Waiting {
+            subject: WaitingSubject::Milestone(self.plan.phases[p].id.clone()),
+            waits_for: format!("the end of the run, which {doing}: it can only be missed"),
+            on_whom: "the steps of the run".to_owned(),
+            since: self.phases[p].since,
+            next_action: next_action.to_owned(),
+            next_at: milestone.due_at,
+            hint: "see what the steps wait for".to_owned(),
         })
     }
 }
