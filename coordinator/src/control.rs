@@ -122,6 +122,8 @@ pub struct RunSummary {
     pub playbook: String,
     /// `RUNNING`, `WAITING`, `PAUSED`, `CANCELLING`, `ROLLING_BACK`, `SUCCEEDED`, `FAILED`, `CANCELLED`, `QUARANTINED`.
     pub state: &'static str,
+    /// As [`state_reason`], cut to what a line holds.
+    pub state_reason: String,
     /// When it started.
     pub started_at: Timestamp,
     /// By whom.
@@ -150,6 +152,39 @@ pub fn run_state(run: &Run) -> &'static str {
         RunState::Cancelling => "CANCELLING",
         RunState::RollingBack => "ROLLING_BACK",
         RunState::Running | RunState::Ended { .. } => "RUNNING",
+    }
+}
+
+/// Why the run is in that state, for people; empty for one that is simply running.
+pub fn state_reason(run: &Run) -> String {
+    if let RunState::Ended { reason, .. } = &run.state {
+        return reason.clone();
+    }
+    if let Some(question) = run.pause.as_ref().and_then(|p| p.question.as_ref()) {
+        return question.clone();
+    }
+    let asked = |i: &usize| match &run.steps.get(*i)?.state {
+        StepState::Asking { question, .. } => Some(format!("step {} asks: {question}", run.plan.steps.get(*i)?.id)),
+        StepState::Pending
+        | StepState::Queued { .. }
+        | StepState::Active
+        | StepState::Waiting { .. }
+        | StepState::Succeeded
+        | StepState::Failed { .. }
+        | StepState::Skipped { .. }
+        | StepState::Cancelled
+        | StepState::Undone => None,
+    };
+    if let Some(asked) = run.awake.iter().find_map(asked) {
+        return asked;
+    }
+    if let Some(pause) = &run.pause {
+        return pause.reason.clone();
+    }
+    match &run.state {
+        RunState::Cancelling => run.cancel.as_ref().map(|c| c.reason.clone()).unwrap_or_default(),
+        RunState::RollingBack => run.rollback.as_ref().map(|r| r.reason.clone()).unwrap_or_default(),
+        RunState::Running | RunState::Ended { .. } => String::new(),
     }
 }
 

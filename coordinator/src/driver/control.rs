@@ -138,7 +138,11 @@ impl Control for Coordinator {
         let (namespace, filter, token) = (namespace.clone(), filter.clone(), page_token.to_owned());
         let page =
             self.shared.look_up(move |store| store.list_runs(&namespace, &filter, page_of(page_size), &token)).await?;
-        Ok(Page { items: page.items.into_iter().map(summary_of).collect(), next_page_token: page.next_page_token })
+        let summary = |row: RunRow| {
+            let held = self.shared.runs.get(&row.id).map(|entry| entry.view());
+            rows::summary_of(row, held)
+        };
+        Ok(Page { items: page.items.into_iter().map(summary).collect(), next_page_token: page.next_page_token })
     }
 
     async fn command_run(
@@ -316,18 +320,6 @@ impl Shared {
 
 fn page_of(asked: usize) -> usize {
     if asked == 0 { 100 } else { asked.min(PAGE_AT_MOST) }
-}
-
-fn summary_of(row: RunRow) -> RunSummary {
-    RunSummary {
-        state: rows::state_word(&row.state),
-        id: row.id,
-        namespace: row.namespace,
-        playbook: row.playbook,
-        started_at: row.started_at,
-        started_by: row.started_by,
-        ended_at: row.ended_at,
-    }
 }
 
 fn milestone_of(row: MilestoneRow) -> MilestoneView {

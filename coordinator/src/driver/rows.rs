@@ -10,8 +10,9 @@ use muster_engine::{
 };
 use uuid::Uuid;
 
+use super::entry::View;
 use crate::{
-    control::{MilestoneView, run_state},
+    control::{MilestoneView, RunSummary, run_state, state_reason},
     store::{MilestoneRow, RunRow, StoreWrite},
 };
 
@@ -19,9 +20,39 @@ use crate::{
 pub(super) const QUARANTINED: &str = "QUARANTINED";
 
 /// The stored word as the constant it was.
-pub(super) fn state_word(stored: &str) -> &'static str {
+fn state_word(stored: &str) -> &'static str {
     let words = ["RUNNING", "WAITING", "PAUSED", "CANCELLING", "ROLLING_BACK", "SUCCEEDED", "FAILED", "CANCELLED"];
     words.into_iter().find(|w| *w == stored).unwrap_or(QUARANTINED)
+}
+
+/// Longest reason in a list, in characters.
+const REASON_LIMIT: usize = 200;
+
+fn brief(reason: &str) -> String {
+    match reason.char_indices().nth(REASON_LIMIT) {
+        Some((end, _)) => format!("{}…", &reason[..end]),
+        None => reason.to_owned(),
+    }
+}
+
+/// A row as lists give it. Rows are written when a run's state changes: why it is in it is newer in memory, where every
+/// open run is.
+pub(super) fn summary_of(row: RunRow, held: Option<View>) -> RunSummary {
+    let reason = match held {
+        Some(View { quarantine: Some(why), .. }) => brief(&why),
+        Some(View { run: Some(run), quarantine: None }) if run_state(&run) == row.state => brief(&state_reason(&run)),
+        Some(View { .. }) | None => row.state_reason,
+    };
+    RunSummary {
+        state: state_word(&row.state),
+        state_reason: reason,
+        id: row.id,
+        namespace: row.namespace,
+        playbook: row.playbook,
+        started_at: row.started_at,
+        started_by: row.started_by,
+        ended_at: row.ended_at,
+    }
 }
 
 /// When it ended.
@@ -39,6 +70,7 @@ pub(super) fn writes_of(run: &Run, quarantined: bool) -> Vec<StoreWrite> {
         namespace: run.namespace.clone(),
         playbook: run.plan.playbook.clone(),
         state: if quarantined { QUARANTINED } else { run_state(run) }.to_owned(),
+        state_reason: if quarantined { String::new() } else { brief(&state_reason(run)) },
         started_at: run.started_at,
         started_by: run.started_by.clone(),
         ended_at: ended_at(run),

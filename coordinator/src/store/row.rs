@@ -21,6 +21,9 @@ pub struct RunRow {
     pub playbook: String,
     /// As in [`crate::control::RunSummary::state`].
     pub state: String,
+    /// As in [`crate::control::RunSummary::state_reason`].
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub state_reason: String,
     /// When it started. Never changes: runs are listed by it.
     pub started_at: Timestamp,
     /// By whom.

@@ -20,6 +20,7 @@ fn run(n: usize, state: &str) -> RunRow {
         namespace: ns(),
         playbook: if n.is_multiple_of(2) { "even".into() } else { "odd".into() },
         state: state.into(),
+        state_reason: String::new(),
         started_at: jiff::Timestamp::from_second(1_767_780_000 + i64::try_from(n).unwrap()).unwrap(),
         started_by: "person/dba-1".into(),
         ended_at: (state == "SUCCEEDED").then(|| jiff::Timestamp::from_second(1_767_790_000).unwrap()),

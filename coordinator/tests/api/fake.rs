@@ -14,7 +14,7 @@ use futures_util::{StreamExt as _, stream};
 use jiff::{SignedDuration, Timestamp};
 use muster_coordinator::control::{
     AgentView, Caller, Control, ControlError, ControlErrorKind as Kind, Explanation, MilestoneView, Page, Planned,
-    PlaybookRevision, PlaybookSource, RunChange, RunEvent, RunFilter, RunSummary, Watch, run_state,
+    PlaybookRevision, PlaybookSource, RunChange, RunEvent, RunFilter, RunSummary, Watch, run_state, state_reason,
 };
 use muster_engine::{
     ids::{Actor, AgentName, Digest, InstanceId, Namespace, RunId, StepId},
@@ -408,6 +408,7 @@ impl Control for Fake {
             namespace: namespace.clone(),
             playbook: h.run.plan.playbook.clone(),
             state: run_state(&h.run),
+            state_reason: state_reason(&h.run),
             started_at: h.run.started_at,
             started_by: h.by.clone(),
             ended_at: None,

@@ -192,6 +192,9 @@ async fn a_run_is_paused_resumed_and_cancelled() {
     let paused = client.pause_run(pause).await.unwrap().into_inner();
     assert_eq!((paused.state(), paused.state_reason.as_str()), (State::Paused, "lunch"));
     assert!(paused.pause.is_some());
+    let list = pb::ListRunsRequest { parent: "namespaces/default".to_owned(), ..Default::default() };
+    let listed = client.list_runs(list).await.unwrap().into_inner().runs;
+    assert_eq!((listed[0].state(), listed[0].state_reason.as_str()), (State::Paused, "lunch"));
     let resume = pb::ResumeRunRequest { name: run.name.clone(), reason: "back".to_owned(), ..Default::default() };
     assert_eq!(client.resume_run(resume).await.unwrap().into_inner().state(), State::Running);
     let cancel = pb::CancelRunRequest { name: run.name.clone(), reason: "wrong".to_owned(), ..Default::default() };

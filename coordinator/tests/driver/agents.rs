@@ -256,6 +256,7 @@ async fn an_agent_that_holds_what_the_journal_lacks_quarantines_that_run_alone()
     let filter = RunFilter { states: vec!["QUARANTINED".into()], playbook: None };
     let listed = house.up.list_runs(&ns(), &filter, 10, "").await.unwrap();
     assert_eq!(listed.items.iter().map(|r| &r.id).collect::<Vec<_>>(), [&run.id]);
+    assert!(listed.items[0].state_reason.contains("attempt 9"), "{listed:?}");
     agent.report(&task, succeeded(json!({}))).await;
     house.ended(&other.id).await;
     tokio::time::sleep(Duration::from_secs(900)).await;

@@ -48,6 +48,47 @@ async fn a_cancelled_run_tells_its_agent_and_ends_when_that_has_stopped() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn lists_say_why_a_run_is_where_it_is() {
+    let mut house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let yaml =
+        playbook(&["id: s0, action: test.work, onFailure: pause", "id: s1, action: test.work, onFailure: pause"], "");
+    let run = house.start(&yaml).await;
+    let mut tasks = Vec::new();
+    for _ in 0..2 {
+        tasks.push(agent.next(TaskReply::Accepted).await);
+    }
+    tasks.sort_by(|a, b| a.key.step.cmp(&b.key.step));
+    let why = async |house: &House| {
+        let listed = house.up.list_runs(&ns(), &RunFilter::default(), 10, "").await.unwrap();
+        listed.items[0].state_reason.clone()
+    };
+    assert_eq!(why(&house).await, "", "it is simply running");
+    for (task, message) in tasks.iter().zip(["no room".to_owned(), "ä".repeat(300)]) {
+        let outcome = Outcome::Failed { error: FailureKind::Permanent, message, output: None };
+        agent.report(task, ReportBody::Finished { outcome }).await;
+    }
+    assert_eq!(why(&house).await, "step s0 asks: no room");
+    // The state stays, and the question is another one.
+    let resolve = Command::ResolveStep {
+        step: "s0".into(),
+        resolution: Resolution::Skip,
+        reason: "not needed".into(),
+        output: None,
+    };
+    house.up.command_run(&ns(), &run.id, resolve, &operator()).await.unwrap();
+    let said = why(&house).await;
+    assert!(said.starts_with("step s1 asks: ää") && said.ends_with("ä…") && said.chars().count() == 201, "{said}");
+    let cancel = Command::Cancel { reason: "wrong cluster".into(), force: false };
+    house.up.command_run(&ns(), &run.id, cancel, &operator()).await.unwrap();
+    house.ended(&run.id).await;
+    assert_eq!(why(&house).await, "wrong cluster");
+    // Runs that ended before the start are in the store alone.
+    house.crash_and_reopen().await;
+    assert_eq!(why(&house).await, "wrong cluster");
+}
+
+#[tokio::test(start_paused = true)]
 async fn explain_says_for_what_on_whom_since_when_and_what_is_next() {
     let house = House::open().await;
     // No agent.

@@ -19,7 +19,7 @@ use crate::{
         plan::{priority, selector},
         value::{to_struct, to_time, to_value},
     },
-    control::{MilestoneView, RunSummary, run_state},
+    control::{MilestoneView, RunSummary, run_state, state_reason},
 };
 
 /// The whole run.
@@ -79,6 +79,7 @@ pub fn summary(summary: &RunSummary) -> pb::Run {
         run_id: summary.id.to_string(),
         playbook: format!("namespaces/{}/playbooks/{}", summary.namespace, summary.playbook),
         state: state(summary.state).into(),
+        state_reason: summary.state_reason.clone(),
         creator: summary.started_by.to_string(),
         start_time: Some(to_time(summary.started_at)),
         end_time: summary.ended_at.map(to_time),
@@ -130,28 +131,6 @@ fn run_name(namespace: &Namespace, id: &RunId) -> String {
 /// The words of [`RunSummary::state`].
 fn state(word: &str) -> pb::run::State {
     pb::run::State::from_str_name(&format!("STATE_{word}")).unwrap_or(pb::run::State::Unspecified)
-}
-
-fn state_reason(run: &Run) -> String {
-    if let RunState::Ended { reason, .. } = &run.state {
-        return reason.clone();
-    }
-    if let Some(question) = run.pause.as_ref().and_then(|p| p.question.as_ref()) {
-        return question.clone();
-    }
-    for (step, planned) in run.steps.iter().zip(&run.plan.steps) {
-        if let StepState::Asking { question, .. } = &step.state {
-            return format!("step {} asks: {question}", planned.id);
-        }
-    }
-    if let Some(pause) = &run.pause {
-        return pause.reason.clone();
-    }
-    match &run.state {
-        RunState::Cancelling => run.cancel.as_ref().map(|c| c.reason.clone()).unwrap_or_default(),
-        RunState::RollingBack => run.rollback.as_ref().map(|r| r.reason.clone()).unwrap_or_default(),
-        RunState::Running | RunState::Ended { .. } => String::new(),
-    }
 }
 
 fn phase_of(run: &Run, run_name: &str, phase: &Phase, planned: &PlannedPhase) -> pb::Phase {
