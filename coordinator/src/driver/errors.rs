@@ -2,7 +2,7 @@
 
 use muster_engine::{
     ids::{AgentName, Digest, RunId},
-    playbook::Finding,
+    playbook::{Finding, Level},
     run::Rejection,
 };
 
@@ -22,7 +22,14 @@ pub(super) fn error(
 }
 
 pub(super) fn invalid(code: &'static str, message: impl Into<String>, findings: Vec<Finding>) -> ControlError {
-    let hint = if findings.is_empty() { "" } else { "mend the findings and submit again" };
+    let nobody_offers = |f: &Finding| f.code == "UNKNOWN_ACTION" || f.level == Level::Warning;
+    let hint = if findings.is_empty() {
+        ""
+    } else if findings.iter().all(nobody_offers) {
+        "start an agent that offers it, or mend the name of the action"
+    } else {
+        "mend the findings and submit again"
+    };
     ControlError { findings, ..error(ControlErrorKind::Invalid, code, message, hint) }
 }
 
@@ -136,4 +143,33 @@ pub(super) fn unwritable(e: &serde_json::Error) -> ControlError {
 pub(super) fn broken(why: &str) -> ControlError {
     let hint = "this is a bug in Muster, please report it with the playbook";
     error(ControlErrorKind::Internal, "INTERNAL", format!("the run can't be begun: {why}"), hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_lacks_nothing_but_an_agent_is_told_to_start_one() {
+        let finding = |level, code| Finding {
+            level,
+            code,
+            message: String::new(),
+            path: String::new(),
+            line: 0,
+            column: 0,
+            hint: String::new(),
+        };
+        let unknown = finding(Level::Error, "UNKNOWN_ACTION");
+        let cases = [
+            (vec![unknown.clone(), finding(Level::Warning, "UNUSED")], "start an agent"),
+            (vec![unknown, finding(Level::Error, "INVALID_INPUT")], "mend the findings"),
+            (vec![finding(Level::Error, "UNKNOWN_KEY")], "mend the findings"),
+            (Vec::new(), ""),
+        ];
+        for (findings, begins) in cases {
+            let hint = invalid("PLAN_INVALID", "the playbook can't be planned", findings).hint;
+            assert!(hint.starts_with(begins) && hint.is_empty() == begins.is_empty(), "{hint}");
+        }
+    }
 }

@@ -48,6 +48,17 @@ async fn a_cancelled_run_tells_its_agent_and_ends_when_that_has_stopped() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stored_playbook_whose_actions_nobody_offers_waits_for_an_agent_to_start() {
+    let house = House::open().await;
+    let yaml = playbook(&["id: s0, action: acme.rename"], "");
+    house.up.submit_playbook(&ns(), &yaml, false, &operator()).await.unwrap();
+    let source = PlaybookSource::Stored { name: "chain".into(), revision: None };
+    let refused = house.up.start_run(&ns(), &source, json!({}), "", None, false, &operator()).await.unwrap_err();
+    assert_eq!(refused.code, "PLAN_INVALID");
+    assert!(refused.hint.starts_with("start an agent that offers it"), "{refused:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn lists_say_why_a_run_is_where_it_is() {
     let mut house = House::open().await;
     let mut agent = house.agent("infra-1").await;
