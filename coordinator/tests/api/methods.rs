@@ -14,7 +14,10 @@ use prost_types::{Struct, Value, value::Kind};
 use serde_json::json;
 use tonic::Code;
 
-use crate::harness::{NAMESPACE, Served, get, reason, served, soon, start};
+use crate::{
+    fake::AGENT,
+    harness::{NAMESPACE, Served, get, reason, served, soon, start},
+};
 
 pub(crate) fn done(output: serde_json::Value) -> Outcome {
     Outcome::Succeeded { output: Arc::new(output), unchanged: false, observations: Vec::new(), truncated: false }
@@ -192,6 +195,8 @@ async fn a_run_is_paused_resumed_and_cancelled() {
     let paused = client.pause_run(pause).await.unwrap().into_inner();
     assert_eq!((paused.state(), paused.state_reason.as_str()), (State::Paused, "lunch"));
     assert!(paused.pause.is_some());
+    let step = &paused.steps[0];
+    assert_eq!((step.state_reason.as_str(), &step.next_time), ("waits for the run to go on", &None));
     let list = pb::ListRunsRequest { parent: "namespaces/default".to_owned(), ..Default::default() };
     let listed = client.list_runs(list).await.unwrap().into_inner().runs;
     assert_eq!((listed[0].state(), listed[0].state_reason.as_str()), (State::Paused, "lunch"));
@@ -202,6 +207,30 @@ async fn a_run_is_paused_resumed_and_cancelled() {
     assert_eq!(cancelled.state(), State::Cancelled);
     assert_eq!(cancelled.steps[0].state(), pb::step::State::Cancelled);
     assert_eq!(cancelled.cancellation.unwrap().reason, "wrong");
+}
+
+#[tokio::test]
+async fn nothing_of_a_run_that_has_ended_seems_to_go_on() {
+    let served: Served = served().await;
+    let run = served.started("playbook hello\nstep a").await;
+    let assign = Command::Assign {
+        step: "a".into(),
+        agent: AGENT.into(),
+        instance: "i1".into(),
+        host: None,
+        dispatch_until: jiff::Timestamp::now() + jiff::SignedDuration::from_secs(30),
+    };
+    served.fake.command(&run.run_id, &assign);
+    let mut client = served.runs().await;
+    let cancel =
+        pb::CancelRunRequest { name: run.name.clone(), reason: "wrong".to_owned(), force: true, ..Default::default() };
+    let ended = client.cancel_run(cancel).await.unwrap().into_inner();
+    assert_eq!(ended.state(), State::Cancelled);
+    let phase = &ended.phases[0];
+    assert_eq!((phase.state(), phase.state_time), (pb::phase::State::Cancelled, ended.end_time));
+    let step = &ended.steps[0];
+    assert_eq!((step.state(), step.next_time), (pb::step::State::Active, None));
+    assert_eq!(step.state_reason, "may still run at agent infra-1: the run has ended without it");
 }
 
 #[tokio::test]

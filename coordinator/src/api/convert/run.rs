@@ -138,18 +138,24 @@ fn phase_of(run: &Run, run_name: &str, phase: &Phase, planned: &PlannedPhase) ->
         let ms = i64::try_from(ms).ok()?;
         run.started_at.checked_add(jiff::SignedDuration::from_millis(ms)).ok()
     });
+    // An end has no events for the phases that it cuts off.
+    let open = |state| if run.has_ended() { pb::phase::State::Cancelled } else { state };
+    let state = match phase.state {
+        PhaseState::Pending => open(pb::phase::State::Pending),
+        PhaseState::Active => open(pb::phase::State::Active),
+        PhaseState::Ended(PhaseOutcome::Completed) => pb::phase::State::Completed,
+        PhaseState::Ended(PhaseOutcome::Skipped) => pb::phase::State::Skipped,
+        PhaseState::Ended(PhaseOutcome::Failed) => pb::phase::State::Failed,
+    };
+    let since = match &run.state {
+        RunState::Ended { at, .. } if state == pb::phase::State::Cancelled => *at,
+        RunState::Ended { .. } | RunState::Running | RunState::Cancelling | RunState::RollingBack => phase.since,
+    };
     pb::Phase {
         id: planned.id.to_string(),
         display_name: planned.name.clone(),
-        state: match phase.state {
-            PhaseState::Pending => pb::phase::State::Pending,
-            PhaseState::Active => pb::phase::State::Active,
-            PhaseState::Ended(PhaseOutcome::Completed) => pb::phase::State::Completed,
-            PhaseState::Ended(PhaseOutcome::Skipped) => pb::phase::State::Skipped,
-            PhaseState::Ended(PhaseOutcome::Failed) => pb::phase::State::Failed,
-        }
-        .into(),
-        state_time: Some(to_time(phase.since)),
+        state: state.into(),
+        state_time: Some(to_time(since)),
         priority: priority(planned.priority).into(),
         due_time: due.map(to_time),
         steps: planned.steps.iter().filter_map(|i| run.plan.steps.get(*i)).map(|s| s.id.to_string()).collect(),
@@ -219,23 +225,34 @@ fn step_of(run: &Run, run_name: &str, step: &Step, planned: &PlannedStep) -> pb:
         attempts: step.attempts.iter().map(attempt).collect(),
         ..pb::Step::default()
     };
-    fill_state(&mut shown, step, planned);
+    fill_state(&mut shown, run, step, planned);
     shown
 }
 
 /// State, reason, question and next moment.
-fn fill_state(shown: &mut pb::Step, step: &Step, planned: &PlannedStep) {
+fn fill_state(shown: &mut pb::Step, run: &Run, step: &Step, planned: &PlannedStep) {
     let state = match &step.state {
         StepState::Pending => pb::step::State::Pending,
         StepState::Queued { purpose: what_for, not_before, wake_at, why } => {
             shown.queued_purpose = purpose(*what_for).into();
-            shown.next_time = Some(to_time(if *not_before > step.since { *not_before } else { *wake_at }));
-            shown.state_reason =
-                if why.is_empty() { format!("waits for an agent of role {}", planned.agent.role) } else { why.clone() };
+            let next_at = if *not_before > step.since { *not_before } else { *wake_at };
+            shown.next_time = run.pause.is_none().then(|| to_time(next_at));
+            shown.state_reason = match (&run.pause, why.as_str()) {
+                (Some(_), "") => "waits for the run to go on".to_owned(),
+                (Some(_), why) => format!("waits for the run to go on ({why})"),
+                (None, "") => format!("waits for an agent of role {}", planned.agent.role),
+                (None, why) => why.to_owned(),
+            };
             pb::step::State::Queued
         }
         StepState::Active => {
-            shown.next_time = step.attempts.last().map(|a| to_time(a.ends_by));
+            let last = step.attempts.last();
+            if run.has_ended() {
+                let agent = last.map(|a| format!(" at agent {}", a.agent)).unwrap_or_default();
+                shown.state_reason = format!("may still run{agent}: the run has ended without it");
+            } else {
+                shown.next_time = last.map(|a| to_time(a.ends_by));
+            }
             pb::step::State::Active
         }
         StepState::Waiting { signal, wake_at, .. } => {
