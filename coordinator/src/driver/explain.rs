@@ -18,7 +18,7 @@ impl Shared {
                 waits_for: format!("its records to be whole: {why}"),
                 on_whom: "whoever operates this coordinator".to_owned(),
                 since: since.unwrap_or(last),
-                next_action: "the run is left as it is, and the log names it again".to_owned(),
+                next_action: "the run is left as it is; the log names it again".to_owned(),
                 next_at: remind_at,
                 hint: errors::QUARANTINE_HINT.to_owned(),
             }];

@@ -98,12 +98,13 @@ pub(super) fn writes_of(run: &Run, quarantined: bool) -> Vec<StoreWrite> {
 pub(super) fn quarantined(id: &RunId, before: Option<RunRow>) -> RunRow {
     let state = QUARANTINED.to_owned();
     match before {
-        Some(before) => RunRow { state, ..before },
+        Some(before) => RunRow { state, state_reason: String::new(), ..before },
         None => RunRow {
             id: id.clone(),
             namespace: "default".into(),
             playbook: String::new(),
             state,
+            state_reason: String::new(),
             started_at: began_at(id),
             started_by: "".into(),
             ended_at: None,
