@@ -92,6 +92,35 @@ fn a_probe_that_finds_nothing_leads_to_a_new_try_or_to_a_question() {
     }
 }
 
+/// That a process died says nothing about the action: it is no failed attempt. But who dies again and again may die of it.
+#[test]
+fn lost_attempts_do_not_count_as_failed_ones_and_the_third_is_a_question() {
+    for (on_lost, read_only) in [(OnLost::Retry, false), (OnLost::Probe, true)] {
+        let plan = one(|a| {
+            (a.on_lost, a.action.facts.read_only, a.retry.max_attempts) = (on_lost, read_only, 1);
+            a.on_failure = muster_engine::plan::OnFailure::Pause;
+        });
+        let mut world = World::new(plan);
+        for _ in 0..2 {
+            world.assign_soon("a");
+            world.command(&Command::BuryInstance { instance: "infra-1-a".into() });
+            assert!(world.is_queued("a", Purpose::Run), "{:?}", world.state("a"));
+        }
+        let mut fails = world.clone();
+        fails.assign_soon("a");
+        fails.finish("a", failed(FailureKind::Retry));
+        assert!(asks(&fails, QuestionKind::Failed), "its only try has failed: {:?}", fails.state("a"));
+
+        world.assign_soon("a");
+        world.command(&Command::BuryInstance { instance: "infra-1-a".into() });
+        assert!(asks(&world, QuestionKind::MayHaveRun), "{:?}", world.state("a"));
+        world.command(&Command::RetryStep { step: "a".into(), reason: "looked".to_owned() });
+        world.assign("a");
+        world.command(&Command::BuryInstance { instance: "infra-1-a".into() });
+        assert!(world.is_queued("a", Purpose::Run), "a person has asked for more: {:?}", world.state("a"));
+    }
+}
+
 #[test]
 fn a_probe_that_fails_is_a_question_and_one_that_is_lost_is_asked_again_three_times() {
     let mut world = buried(one(|_| {}));

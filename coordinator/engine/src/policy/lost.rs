@@ -5,12 +5,15 @@ use crate::plan::{ActionFacts, OnLost};
 /// A look that was itself lost is tried again so often before a person is asked.
 pub const MAX_LOST_LOOKS: u32 = 3;
 
+/// A step whose attempts were lost so often is not done again without a person: something at it may end its agents.
+pub const MAX_LOST_RUNS: u32 = 3;
+
 /// What is done next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AfterLoss {
     /// Ask the action's own check.
     Probe,
-    /// Do it again, if tries are left.
+    /// Do it again: a lost attempt counts as no failed one.
     RunAgain,
     /// Ask a person.
     Ask,

@@ -215,6 +215,14 @@ impl World {
         self.assign_to(step, "infra-1-a")
     }
 
+    /// Once it may start.
+    pub fn assign_soon(&mut self, step: &str) -> Fence {
+        if let StepState::Queued { not_before, .. } = self.state(step) {
+            self.now = self.now.max(*not_before);
+        }
+        self.assign(step)
+    }
+
     pub fn assign_to(&mut self, step: &str, instance: &str) -> Fence {
         let command = self.assignment(step, instance);
         self.command(&command);

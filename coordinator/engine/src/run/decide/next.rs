@@ -12,7 +12,7 @@ use crate::{
     run::{
         Run, eval,
         event::{AttemptEnd, EndedBy, FailureKind, NotStarted, Outcome, Purpose, QuestionKind, StepNext},
-        state::{RunState, Step},
+        state::{Attempt, RunState, Step},
     },
 };
 
@@ -260,7 +260,7 @@ impl<'a> StepAt<'a> {
     fn after_loss(&self, next: AfterLoss, why: &str) -> StepNext {
         match next {
             AfterLoss::Probe => self.queued(Purpose::Probe, self.now, why),
-            AfterLoss::RunAgain => self.try_again(why),
+            AfterLoss::RunAgain => self.run_again(why),
             AfterLoss::Ask => self.ask_may_have_run(why),
         }
     }
@@ -268,6 +268,28 @@ impl<'a> StepAt<'a> {
     fn ask_may_have_run(&self, why: &str) -> StepNext {
         let question = format!("{why}. Look at what it did: has {} been done?", self.planned.id);
         self.ask(QuestionKind::MayHaveRun, question)
+    }
+
+    /// Another run attempt in place of a lost one, which is no failure of the action.
+    fn run_again(&self, why: &str) -> StepNext {
+        let runs = || self.counted(Purpose::Run);
+        let lost = runs().filter(|a| matches!(a.end, None | Some((_, AttemptEnd::Unknown { .. })))).count();
+        if lost >= lost::MAX_LOST_RUNS as usize {
+            return self.ask_may_have_run(&format!("{why}; that was the {lost}. attempt that was lost"));
+        }
+        let seed = retry::seed(self.run.id.as_str(), self.planned.id.as_str(), self.step.last_attempt());
+        let first = runs().next().map(|a| a.assigned_at);
+        match retry::next_try(&self.planned.retry, 0, first, self.now, seed) {
+            Some(at) => self.queued(Purpose::Run, at, why),
+            None => self.failed_for_good(why),
+        }
+    }
+
+    /// The attempts of a purpose that began, since a person last asked for another try.
+    fn counted(&self, purpose: Purpose) -> impl Iterator<Item = &Attempt> + '_ {
+        let forgiven = usize::try_from(self.step.forgiven_attempts).unwrap_or(usize::MAX);
+        let of_purpose = self.step.attempts.iter().skip(forgiven).filter(move |a| a.purpose == purpose);
+        of_purpose.filter(|a| !matches!(a.end, Some((_, AttemptEnd::NotStarted { .. }))))
     }
 
     /// Another run attempt, while the policy has one.
@@ -279,17 +301,12 @@ impl<'a> StepAt<'a> {
     }
 
     fn next_try(&self, purpose: Purpose) -> Option<Timestamp> {
-        let forgiven = usize::try_from(self.step.forgiven_attempts).unwrap_or(usize::MAX);
         let undoes = self.step.attempts.last().and_then(|a| a.undoes);
-        let mut counted = self.step.attempts.iter().skip(forgiven).filter(|a| {
-            a.purpose == purpose
-                && !matches!(a.end, Some((_, AttemptEnd::NotStarted { .. })))
-                && (purpose != Purpose::Undo || a.undoes == undoes)
-        });
-        let first = counted.next();
-        let count = u32::try_from(counted.count()).unwrap_or(u32::MAX).saturating_add(u32::from(first.is_some()));
+        let tries = || self.counted(purpose).filter(move |a| purpose != Purpose::Undo || a.undoes == undoes);
+        let lost = |a: &&Attempt| purpose == Purpose::Run && matches!(a.end, Some((_, AttemptEnd::Unknown { .. })));
+        let count = u32::try_from(tries().filter(|a| !lost(a)).count()).unwrap_or(u32::MAX);
         let seed = retry::seed(self.run.id.as_str(), self.planned.id.as_str(), self.step.last_attempt());
-        retry::next_try(&self.planned.retry, count, first.map(|a| a.assigned_at), self.now, seed)
+        retry::next_try(&self.planned.retry, count, tries().next().map(|a| a.assigned_at), self.now, seed)
     }
 
     /// How many attempts of this purpose, the live one included, were lost without one of another purpose between.
