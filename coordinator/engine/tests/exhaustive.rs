@@ -205,3 +205,16 @@ fn a_step_that_waits_for_a_signal_and_one_that_waits_for_a_time() {
     report("waits", &seen);
     assert!(seen.states > 100, "the search has looked at too little");
 }
+
+#[test]
+fn steps_that_may_be_done_twice_at_once() {
+    let mut plan = planned(&[vec![], vec![0]], OnFailure::Undo, OnCancel::Undo);
+    plan.steps[1].action.facts.concurrent_safe = true;
+    plan.steps[0].verify = Some(verify("output.fine", 10_000, 5_000));
+    if let Some(verify) = &mut plan.steps[0].verify {
+        verify.action.facts.concurrent_safe = true;
+    }
+    let seen = explore(plan, 2, 1);
+    report("concurrent safe", &seen);
+    assert!(seen.states > 100, "the search has looked at too little");
+}

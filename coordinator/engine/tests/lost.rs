@@ -7,7 +7,7 @@ use muster_engine::{
     plan::{ActionScope, OnLost, Plan},
     run::{
         Command, Event, Fence, Outstanding, Rejection, Report, Resolution, Verdict, Wake,
-        event::{EndedBy, FailureKind, NotStarted, Outcome, Purpose, QuestionKind, RunOutcome, StatusNote},
+        event::{AttemptEnd, EndedBy, FailureKind, NotStarted, Outcome, Purpose, QuestionKind, RunOutcome, StatusNote},
         state::StepState,
     },
 };
@@ -43,6 +43,35 @@ fn lost_is_not_stopped() {
     assert_eq!(world.command(&Command::LoseInstance { instance: "infra-1-a".into() }), []);
     world.finish("a", ok(json!({})));
     assert_eq!(world.ended(), Some(RunOutcome::Succeeded), "its report counts, however late");
+}
+
+/// The agent may still be at it: what it says later is evidence, and nothing else.
+#[test]
+fn what_may_be_done_twice_at_once_is_done_again_as_soon_as_its_agent_is_lost() {
+    let mut world = World::new(one(|a| {
+        (a.on_lost, a.retry.max_attempts) = (OnLost::Retry, 1);
+        a.action.facts.concurrent_safe = true;
+    }));
+    let late = world.assign("a");
+    world.command(&Command::LoseInstance { instance: "infra-1-a".into() });
+    assert!(world.is_queued("a", Purpose::Run), "{:?}", world.state("a"));
+    assert!(matches!(
+        world.run.steps[0].attempts[0].end,
+        Some((_, AttemptEnd::Unknown { ended_by: EndedBy::Superseded }))
+    ));
+    world.assign_soon("a");
+    let events = world.command(&Command::Finish { fence: late, outcome: ok(json!({ "late": true })) });
+    assert!(matches!(events[..], [Event::ReportArrivedStale { .. }]));
+    world.finish("a", ok(json!({})));
+    assert_eq!(world.ended(), Some(RunOutcome::Succeeded));
+
+    let mut asks_first = World::new(one(|a| {
+        a.on_lost = OnLost::Ask;
+        a.action.facts.concurrent_safe = true;
+    }));
+    asks_first.assign("a");
+    asks_first.command(&Command::LoseInstance { instance: "infra-1-a".into() });
+    assert!(asks(&asks_first, QuestionKind::MayHaveRun));
 }
 
 #[test]

@@ -118,7 +118,7 @@ impl Run {
             Command::Prepare { fence, undo } => report::prepare(self, fence, undo),
             Command::ReportStatus { fence, status } => Ok(report::status(self, fence, status)),
             Command::Deny { fence, why } => report::deny(self, fence, why, now),
-            Command::LoseInstance { instance } => Ok(clock::lose(self, instance)),
+            Command::LoseInstance { instance } => Ok(clock::lose(self, instance, now)),
             Command::FindInstance { instance, holds } => Ok(clock::find(self, instance, holds, now)),
             Command::BuryInstance { instance } => Ok(clock::bury(self, instance, now)),
             Command::RestartClocks => Ok(clock::restart(self, now)),

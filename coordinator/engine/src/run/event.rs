@@ -435,6 +435,8 @@ pub enum EndedBy {
     InstanceGone,
     /// `dispatch_until` + timeout + grace has passed.
     Clock,
+    /// Its instance was lost. It may still be at work; another attempt beside it does no harm.
+    Superseded,
     /// A person said so.
     Person,
 }

@@ -388,6 +388,7 @@ pub(super) fn not_started(why: &NotStarted) -> String {
 
 pub(super) fn ended_by_text(ended_by: EndedBy) -> &'static str {
     match ended_by {
+        EndedBy::Superseded => "the agent does not answer, and may still be at it",
         EndedBy::InstanceGone => "the agent's process was found dead",
         EndedBy::Clock => "its time is over, and no report has come",
         EndedBy::Person => "a person said that it has ended",

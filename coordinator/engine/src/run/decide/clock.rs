@@ -91,11 +91,17 @@ fn tick_step(run: &Run, i: usize, now: Timestamp) -> Option<Event> {
     }
 }
 
-/// A lease ran out: a mark, and nothing more.
-pub(super) fn lose(run: &Run, instance: &InstanceId) -> Vec<Event> {
-    let lost = held_by(run, instance)
-        .filter(|(i, _)| run.steps[*i].live_attempt().is_some_and(|(_, attempt)| attempt.lost_at.is_none()));
-    lost.map(|(i, attempt)| Event::AttemptLost { step: run.plan.steps[i].id.clone(), attempt }).collect()
+/// A lease ran out: a mark, and nothing more; unless the same at once, somewhere else, does no harm.
+pub(super) fn lose(run: &Run, instance: &InstanceId, now: Timestamp) -> Vec<Event> {
+    let lose = |(i, number): (usize, AttemptNumber)| {
+        let (_, attempt) = run.steps[i].live_attempt()?;
+        if run.action_for(i, attempt.purpose).facts.concurrent_safe {
+            return Some(lost(run, i, number, EndedBy::Superseded, now));
+        }
+        let step = run.plan.steps[i].id.clone();
+        attempt.lost_at.is_none().then_some(Event::AttemptLost { step, attempt: number })
+    };
+    held_by(run, instance).filter_map(lose).collect()
 }
 
 /// The instance answers again.

@@ -49,6 +49,7 @@ impl<'a> StepAt<'a> {
         let how = match ended_by {
             EndedBy::InstanceGone => "its agent's process is gone",
             EndedBy::Clock => "its time is over and no report has come",
+            EndedBy::Superseded => "its agent does not answer",
             EndedBy::Person => "a person says that it has ended",
         };
         if self.run.state != RunState::Running && purpose != Purpose::Undo {
