@@ -3,6 +3,10 @@
 //! It is written behind the log, off the hot path; it carries the log position in the same batch, so a crash leaves it at
 //! some earlier position, never between two. It is never the truth: whatever is wrong with it, it is deleted, and the
 //! caller fills it again by reading the log from [`Store::position`].
+//!
+//! sled does not outlive an error of the disk: it remembers the first one of its own threads for ever, and forgets another
+//! in a way that leaves everybody waiting who flushes or drops it. So nothing is written where there is no room, a store of
+//! which anything failed is not touched again before [`Store::reset`], and nobody waits for sled without an end.
 
 mod entry;
 mod key;
@@ -13,7 +17,10 @@ mod row;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError, RwLock},
+    sync::{
+        Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
 };
 
 use muster_engine::ids::{Digest, Namespace, RunId};
@@ -35,7 +42,17 @@ pub enum StoreError {
     /// It is not what was written. [`Store::reset`] empties it; then read the log again from the start.
     #[error("the store is damaged and has to be rebuilt from the log: {0}")]
     Damaged(String),
-    /// The system refused something. The same may succeed later.
+    /// The disk is as good as full. Nothing was touched; the same succeeds when there is room.
+    #[error("there is no room for the store: {free_kib} KiB are free in {path}, and it wants {wanted_kib}")]
+    NoRoom {
+        /// The store's directory.
+        path: String,
+        /// What is left on its file system.
+        free_kib: u64,
+        /// What has to be left, see [`Store::keep_free`].
+        wanted_kib: u64,
+    },
+    /// The system refused something. It may succeed later, after [`Store::reset`] if the store [is broken](Store::broken).
     #[error("the store can't be used: {0}")]
     Io(String),
     /// The page token was not given out by this list.
@@ -73,9 +90,19 @@ pub enum Opening {
 pub struct Store {
     path: PathBuf,
     cluster: String,
-    db: RwLock<Db>,
+    /// None while there is none to be had, and when it has been closed.
+    db: RwLock<Option<Db>>,
     meta: Mutex<Meta>,
+    broken: Mutex<Option<String>>,
+    keep_free: AtomicU64,
+    abandoned: AtomicUsize,
 }
+
+/// sled writes half a MiB at a time, and cleans up by writing more.
+const KEEP_FREE: u64 = 8 << 20;
+
+/// A broken tree that can't be dropped stays in memory; so many are put up with.
+const ABANDONED_AT_MOST: usize = 16;
 
 impl Store {
     /// Opens the store in a directory of its own, reads it through, and deletes it if it is damaged, ahead of the log,
@@ -84,6 +111,15 @@ impl Store {
     /// # Errors
     /// Only if there can be no store at all: no room, no rights, or another process has it open.
     pub fn open(path: &Path, cluster: &str, head: Position) -> Result<(Self, Opening), StoreError> {
+        Self::open_keeping(KEEP_FREE, path, cluster, head)
+    }
+
+    /// As [`Store::open`], with another value for [`Store::keep_free`].
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_keeping(free: u64, path: &Path, cluster: &str, head: Position) -> Result<(Self, Opening), StoreError> {
+        place::room(path, free)?;
         let had_one = path.exists();
         let found =
             place::doubt(path, cluster).map_or_else(|| place::open(path, cluster), |why| Err(StoreError::Damaged(why)));
@@ -93,14 +129,43 @@ impl Store {
             }
             Ok((db, meta)) => {
                 let why = format!("it stands at {}, the log ends at {}", meta.position.0, head.0);
-                place::forget(db);
+                place::abandon(db);
                 place::rebuild(path, cluster, why)?
             }
             Err(StoreError::Damaged(why)) => place::rebuild(path, cluster, why)?,
-            Err(error @ (StoreError::Io(_) | StoreError::BadPageToken)) => return Err(error),
+            Err(error @ (StoreError::NoRoom { .. } | StoreError::Io(_) | StoreError::BadPageToken)) => {
+                return Err(error);
+            }
         };
-        let store = Self { path: path.into(), cluster: cluster.into(), db: RwLock::new(db), meta: Mutex::new(meta) };
+        let store = Self {
+            path: path.into(),
+            cluster: cluster.into(),
+            db: RwLock::new(Some(db)),
+            meta: Mutex::new(meta),
+            broken: Mutex::default(),
+            keep_free: AtomicU64::new(free),
+            abandoned: AtomicUsize::new(0),
+        };
         Ok((store, opening))
+    }
+
+    /// Write nothing while fewer bytes than these are free on the file system: [`StoreError::NoRoom`].
+    pub fn keep_free(&self, bytes: u64) {
+        self.keep_free.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether there is room to write.
+    ///
+    /// # Errors
+    /// [`StoreError::NoRoom`].
+    pub fn look_for_room(&self) -> Result<(), StoreError> {
+        place::room(&self.path, self.keep_free.load(Ordering::Relaxed))
+    }
+
+    /// Why nothing more can be read or written before [`Store::reset`], if that is so.
+    pub fn broken(&self) -> Option<String> {
+        let why = self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        why.or_else(|| self.tree().err().map(|e| e.to_string()))
     }
 
     /// Everything up to this batch of the log is in the store; read the log from here.
@@ -112,7 +177,7 @@ impl Store {
     /// already has changes nothing.
     ///
     /// # Errors
-    /// After [`StoreError::Damaged`] nothing more can be relied on until [`Store::reset`].
+    /// After anything but [`StoreError::NoRoom`] the store [is broken](Store::broken).
     pub fn apply_batch(&self, position: Position, writes: Vec<StoreWrite>) -> Result<(), StoreError> {
         let mut meta = self.meta.lock().unwrap_or_else(PoisonError::into_inner);
         if position <= meta.position {
@@ -132,6 +197,7 @@ impl Store {
     }
 
     fn write(&self, meta: &mut Meta, position: Position, writes: Vec<StoreWrite>) -> Result<(), StoreError> {
+        self.look_for_room()?;
         *meta = self.with(|tree| {
             let mut staged = Staged::new(tree);
             for write in writes {
@@ -139,29 +205,45 @@ impl Store {
             }
             staged.commit(meta, position)
         })?;
-        Ok(())
+        // sled says yes before it writes; that an earlier write failed may show only now.
+        self.tree().map(drop)
     }
 
-    /// Empties the store; its position is 0.
+    /// Empties the store; its position is 0. Who still reads the old one is not waited for.
     ///
     /// # Errors
-    /// If no new one can be made.
+    /// If no new one can be made: no room, which is tried out before anything is deleted, or no rights.
     pub fn reset(&self, why: &str) -> Result<(), StoreError> {
+        self.look_for_room()?;
+        place::try_out(&self.path)?;
+        if self.abandoned.load(Ordering::Relaxed) >= ABANDONED_AT_MOST {
+            return Err(StoreError::Io(format!("it broke {ABANDONED_AT_MOST} times; only a restart mends it now")));
+        }
         let mut meta = self.meta.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        self.give_up(why);
+        let old = self.db.write().unwrap_or_else(PoisonError::into_inner).take();
+        if old.is_some_and(place::abandon) {
+            self.abandoned.fetch_add(1, Ordering::Relaxed);
+        }
         let (fresh, empty, _) = place::rebuild(&self.path, &self.cluster, why.into())?;
-        place::forget(std::mem::replace(&mut *db, fresh));
+        *self.db.write().unwrap_or_else(PoisonError::into_inner) = Some(fresh);
         *meta = empty;
+        *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = None;
         Ok(())
     }
 
-    /// Flushes and syncs everything, so that the store can be kept even if the machine goes down afterwards.
+    /// Flushes and syncs everything, so that the store can be kept even if the machine goes down afterwards. Takes a few
+    /// seconds at most.
     ///
     /// # Errors
     /// The store will be rebuilt after the machine's next start; nothing is lost.
     pub fn close(self) -> Result<(), StoreError> {
-        self.with(|tree| tree.flush().map(drop).map_err(StoreError::from))?;
-        drop(self.db.into_inner().unwrap_or_else(PoisonError::into_inner));
+        if let Some(why) = self.broken() {
+            return Err(StoreError::Io(why));
+        }
+        if let Some(db) = self.db.write().unwrap_or_else(PoisonError::into_inner).take() {
+            place::end(db)?;
+        }
         place::sync_all(&self.path).map_err(|e| StoreError::Io(e.to_string()))?;
         Mark::closed(&self.cluster).write(&self.path).map_err(|e| StoreError::Io(e.to_string()))
     }
@@ -234,8 +316,48 @@ impl Store {
 
     /// sled panics on damage; here that is an error like any other.
     fn with<T>(&self, work: impl FnOnce(&Tree) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
-        guarded(|| work(&db))
+        // No lock is held: a tree whose disk fails may never come back from a call.
+        let db = self.tree()?;
+        let done = guarded(|| work(&db));
+        match &done {
+            // A batch that failed may be in the tree's memory by half.
+            Err(e @ (StoreError::Damaged(_) | StoreError::Io(_))) => self.give_up(&e.to_string()),
+            Ok(_) | Err(StoreError::NoRoom { .. } | StoreError::BadPageToken) => {}
+        }
+        done
+    }
+
+    /// What can be relied on.
+    fn tree(&self) -> Result<Db, StoreError> {
+        if let Some(why) = &*self.broken.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Err(StoreError::Io(why.clone()));
+        }
+        let db = self.db.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let db = db.ok_or_else(|| StoreError::Io("it is closed".into()))?;
+        match place::latched(&db) {
+            None => Ok(db),
+            Some(e) => {
+                self.give_up(&e.to_string());
+                Err(e)
+            }
+        }
+    }
+
+    fn give_up(&self, why: &str) {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| why.to_owned());
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        let is_broken = self.broken().is_some();
+        let db = self.db.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        match db {
+            Some(db) if is_broken => drop(place::abandon(db)),
+            // What was not flushed is read from the log again.
+            Some(db) => drop(place::end(db)),
+            None => {}
+        }
     }
 }
 

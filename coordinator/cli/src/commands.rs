@@ -1,7 +1,7 @@
 //! What each command does. All of them talk to a coordinator through the API, but for those that are one, or an agent, or
 //! that read the files of a stopped one.
 
-use std::{io::Read as _, path::Path};
+use std::{io::Read as _, path::Path, time::Duration};
 
 use clap::CommandFactory as _;
 use muster_proto::v1;
@@ -29,6 +29,9 @@ mod run;
 mod serve;
 mod step;
 mod token;
+
+/// How long the process waits for threads that are at work on a disk when everything else has ended.
+const LEFT_BEHIND_WAIT: Duration = Duration::from_secs(3);
 
 /// What every command has.
 pub(crate) struct App {
@@ -86,7 +89,7 @@ fn run(app: App, command: Command) -> Result<Exit> {
     let runtime = Runtime::new().map_err(|e| CliError::failed("RUNTIME_FAILED", format!("can't start: {e}")))?;
     // Only ring is built in; a second call can only find the same provider.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    runtime.block_on(Box::pin(async move {
+    let done = runtime.block_on(Box::pin(async move {
         match command {
             Command::Dev(args) => Box::pin(dev::run(&app, args)).await,
             Command::Serve(args) => Box::pin(serve::run(&app, args.accept_loss)).await,
@@ -101,7 +104,10 @@ fn run(app: App, command: Command) -> Result<Exit> {
             Command::Journal(command) => journal::run(&app, &command),
             Command::Completions { shell } => completions(&app, shell),
         }
-    }))
+    }));
+    // A thread that a disk keeps must not keep the process.
+    runtime.shutdown_timeout(LEFT_BEHIND_WAIT);
+    done
 }
 
 fn completions(app: &App, shell: clap_complete::Shell) -> Result<Exit> {

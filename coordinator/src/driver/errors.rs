@@ -12,6 +12,9 @@ use crate::{
     store::StoreError,
 };
 
+/// What lists are answered while the store can't follow the log.
+pub(super) const STORE_UNAVAILABLE: &str = "STORE_UNAVAILABLE";
+
 pub(super) fn error(
     kind: ControlErrorKind,
     code: &'static str,
@@ -113,9 +116,14 @@ pub(super) fn read_failed(e: &ReadError) -> ControlError {
 pub(super) fn store_failed(e: &StoreError) -> ControlError {
     match e {
         StoreError::BadPageToken => error(ControlErrorKind::Invalid, "BAD_PAGE_TOKEN", e.to_string(), ""),
+        StoreError::NoRoom { .. } => {
+            let hint = "make room on the coordinator's disk: lists come back by themselves; the rest goes on meanwhile";
+            error(ControlErrorKind::Unavailable, STORE_UNAVAILABLE, e.to_string(), hint)
+        }
         StoreError::Damaged(_) | StoreError::Io(_) => {
-            let hint = "ask again in a moment; the store is rebuilt from the journal at the next start";
-            error(ControlErrorKind::Unavailable, "STORE_UNAVAILABLE", e.to_string(), hint)
+            let hint = "ask again in a moment; if it stays so, look at the coordinator's disk and log: the store is rebuilt \
+                        from the journal as soon as it can be written, at the latest at the next start";
+            error(ControlErrorKind::Unavailable, STORE_UNAVAILABLE, e.to_string(), hint)
         }
     }
 }

@@ -221,6 +221,56 @@ fn a_reset_store_is_empty_and_usable() {
     assert_eq!(open(&dir, 1).1, Opening::Kept);
 }
 
+#[test]
+fn nothing_is_written_or_deleted_without_room() {
+    let dir = TempDir::new().unwrap();
+    let (store, _) = open(&dir, 0);
+    store.apply_batch(Position(1), vec![StoreWrite::Run(run(1, "RUNNING"))]).unwrap();
+    store.keep_free(u64::MAX);
+    let refused = store.apply_batch(Position(2), vec![StoreWrite::Run(run(2, "RUNNING"))]);
+    assert!(matches!(refused, Err(StoreError::NoRoom { .. })), "{refused:?}");
+    assert!(matches!(store.reset("the test says so"), Err(StoreError::NoRoom { .. })));
+    assert_eq!((store.broken(), store.position()), (None, Position(1)), "it is as it was");
+    assert!(store.run(&"run-00001".into()).unwrap().is_some());
+    store.keep_free(0);
+    store.apply_batch(Position(2), vec![StoreWrite::Run(run(2, "RUNNING"))]).unwrap();
+    store.close().unwrap();
+    let path = dir.path().join("store");
+    let refused = Store::open_keeping(u64::MAX, &path, CLUSTER, Position(2)).map(|(_, opening)| opening);
+    assert!(matches!(refused, Err(StoreError::NoRoom { .. })), "{refused:?}");
+    assert_eq!(open(&dir, 2).1, Opening::Kept);
+}
+
+#[test]
+fn a_broken_store_says_nothing_until_it_is_made_anew() {
+    let dir = TempDir::new().unwrap();
+    let (store, _) = open(&dir, 0);
+    store.apply_batch(Position(1), vec![StoreWrite::Run(run(1, "RUNNING"))]).unwrap();
+    store.give_up("the test says so");
+    let io = || StoreError::Io("the test says so".into());
+    assert_eq!(store.run(&"run-00001".into()).unwrap_err(), io());
+    assert_eq!(store.list_runs(&ns(), &RunFilter::default(), 10, "").unwrap_err(), io());
+    assert_eq!(store.apply_batch(Position(2), vec![]).unwrap_err(), io());
+    store.reset("the test says so").unwrap();
+    assert_eq!((store.broken(), store.position()), (None, Position(0)));
+    store.apply_batch(Position(2), vec![StoreWrite::Run(run(2, "RUNNING"))]).unwrap();
+    store.close().unwrap();
+    assert_eq!(open(&dir, 2).1, Opening::Kept, "the one that was given up holds no lock");
+}
+
+#[test]
+fn a_store_that_breaks_again_and_again_stays_broken() {
+    let dir = TempDir::new().unwrap();
+    let (store, _) = open(&dir, 0);
+    for _ in 0..ABANDONED_AT_MOST {
+        store.give_up("the test says so");
+        store.reset("the test says so").unwrap();
+    }
+    store.give_up("the test says so");
+    let refused = store.reset("the test says so").unwrap_err();
+    assert!(refused.to_string().contains("restart"), "{refused}");
+}
+
 /// Either the damage is found and the store rebuilt, or everything in it is as it was at its position: sled may give up
 /// a tail without a word, and then the position is an earlier one, from which the log is read again.
 #[test]

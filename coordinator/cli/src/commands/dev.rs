@@ -27,7 +27,11 @@ use sha2::{Digest as _, Sha256};
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{App, follow, inputs, playbook, run::start_one, serve::cannot_open};
+use super::{
+    App, follow, inputs, playbook,
+    run::start_one,
+    serve::{cannot_open, no_store},
+};
 use crate::{
     args::{DevArgs, PlaybookRef, Role},
     catalogue,
@@ -84,8 +88,8 @@ impl Dev {
         let journal: Arc<dyn Journal> = Arc::new(MemoryJournal::new());
         let bus: Arc<dyn Bus> = Arc::new(LocalBus::new());
         let cluster = uuid::Uuid::new_v4().to_string();
-        let (store, _) = Store::open(&folder.0.join("store"), &cluster, Position(0))
-            .map_err(|e| CliError::failed("STORE_FAILED", chain(&e)))?;
+        let (store, _) =
+            Store::open(&folder.0.join("store"), &cluster, Position(0)).map_err(|e| no_store(&e, chain(&e)))?;
         let tokens = Tokens::load(&journal).map_err(|e| CliError::failed("TOKENS_FAILED", chain(&e)))?;
         let mut config = Config::new(journal, Arc::new(store), Arc::clone(&bus), cluster);
         config.shipped = catalogue::shipped()?;

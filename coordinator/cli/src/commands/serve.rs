@@ -1,11 +1,6 @@
 //! `muster serve`: a coordinator as a process of its own.
 
-use std::{
-    net::SocketAddr,
-    os::unix::fs::DirBuilderExt as _,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{net::SocketAddr, os::unix::fs::DirBuilderExt as _, path::Path, sync::Arc};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use muster_bus::{Bus, NatsBus};
@@ -17,7 +12,7 @@ use muster_coordinator::{
         log::{Health, LogJournal, LogOptions, OpenError},
     },
     metrics,
-    store::{Opening, Store},
+    store::{Opening, Store, StoreError},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -38,17 +33,43 @@ pub(super) async fn run(app: &App, accept_loss: bool) -> Result<Exit> {
     signal::cancels(&shutdown)?;
     let metrics = metrics::install().map_err(|e| CliError::failed("METRICS_FAILED", chain(&e)))?;
     let listening = api::listen(server_config(settings)?).await.map_err(|e| cannot_serve(&e))?;
+    let opened = tokio::select! {
+        opened = Box::pin(open(settings, accept_loss)) => opened?,
+        // A long log, or a disk that does not answer. Nobody was answered yet, and a start can be cut off anywhere.
+        () = shutdown.cancelled() => return Ok(Exit::Succeeded),
+    };
+    info!(
+        address = %listening.address(),
+        data_dir = %settings.data_dir().display(),
+        cluster = opened.journal.cluster(),
+        "serving"
+    );
+    Box::pin(Serving { opened, listening, metrics, shutdown }.run()).await
+}
+
+struct Opened {
+    journal: Arc<LogJournal>,
+    store: Arc<Store>,
+    tokens: Arc<Tokens>,
+    coordinator: Coordinator,
+}
+
+async fn open(settings: &ServeSettings, accept_loss: bool) -> Result<Opened> {
     let data_dir = settings.data_dir();
-    let journal = open_journal(&data_dir, accept_loss).await?;
-    let bus = connect(settings).await?;
-    let serving = Serving { data_dir, journal, bus: Arc::new(bus), listening, metrics, shutdown };
-    Box::pin(serving.run()).await
+    let log = open_journal(&data_dir, accept_loss).await?;
+    let bus: Arc<dyn Bus> = Arc::new(connect(settings).await?);
+    let store = open_store(&data_dir, &log).await?;
+    let journal: Arc<dyn Journal> = Arc::clone(&log) as _;
+    let tokens = load_tokens(&data_dir, Arc::clone(&journal)).await?;
+    let mut config = Config::new(journal, Arc::clone(&store), bus, log.cluster());
+    config.after_loss = log.after_loss();
+    config.shipped = catalogue::shipped()?;
+    let coordinator = Coordinator::open(config).await.map_err(|e| cannot_open(&e))?;
+    Ok(Opened { journal: log, store, tokens, coordinator })
 }
 
 struct Serving {
-    data_dir: PathBuf,
-    journal: Arc<LogJournal>,
-    bus: Arc<dyn Bus>,
+    opened: Opened,
     listening: Listening,
     metrics: PrometheusHandle,
     shutdown: CancellationToken,
@@ -56,20 +77,8 @@ struct Serving {
 
 impl Serving {
     async fn run(self) -> Result<Exit> {
-        let store = open_store(&self.data_dir, &self.journal).await?;
-        let journal: Arc<dyn Journal> = Arc::clone(&self.journal) as _;
-        let tokens = load_tokens(&self.data_dir, Arc::clone(&journal)).await?;
-        let mut config = Config::new(journal, Arc::clone(&store), self.bus, self.journal.cluster());
-        config.after_loss = self.journal.after_loss();
-        config.shipped = catalogue::shipped()?;
-        let coordinator = Coordinator::open(config).await.map_err(|e| cannot_open(&e))?;
-        info!(
-            address = %self.listening.address(),
-            data_dir = %self.data_dir.display(),
-            cluster = self.journal.cluster(),
-            "serving"
-        );
-        let ended = tokio::spawn(watch_health(Arc::clone(&self.journal), self.shutdown.clone()));
+        let Opened { journal, store, tokens, coordinator } = self.opened;
+        let ended = tokio::spawn(watch_health(journal, self.shutdown.clone()));
         let served = self
             .listening
             .serve(Arc::new(coordinator.clone()), tokens, Some(self.metrics), self.shutdown.clone())
@@ -117,11 +126,21 @@ pub(super) fn cannot_open(error: &driver::OpenError) -> CliError {
     match error {
         driver::OpenError::AnotherAnswers => CliError::failed("COORDINATOR_EXISTS", chain(error))
             .hint("stop the other one, or name another NATS with --nats"),
-        driver::OpenError::Store(_) => CliError::failed("STORE_FAILED", chain(error))
-            .hint("the store can be deleted: it is rebuilt from the journal"),
+        driver::OpenError::Store(why) => no_store(why, chain(error)),
         driver::OpenError::NewLife(_) => CliError::failed("JOURNAL_FAILED", chain(error)),
         driver::OpenError::Bus(_) => CliError::failed("BUS_FAILED", chain(error)),
     }
+}
+
+/// Why there is no store.
+pub(super) fn no_store(error: &StoreError, message: String) -> CliError {
+    CliError::failed("STORE_FAILED", message).hint(match error {
+        StoreError::NoRoom { .. } => "make room on the disk, and start again",
+        StoreError::Damaged(_) | StoreError::Io(_) | StoreError::BadPageToken => {
+            "look at the disk, and at owner and mode of the folder store in the data directory\n\
+             it can be deleted while nothing runs: it is rebuilt from the journal"
+        }
+    })
 }
 
 fn cannot_serve(error: &api::ServeError) -> CliError {
@@ -163,7 +182,7 @@ async fn open_store(data_dir: &Path, journal: &LogJournal) -> Result<Arc<Store>>
     let (path, cluster, head) = (data_dir.join("store"), journal.cluster().to_owned(), journal.head().position);
     let (store, opening) = blocking(move || Store::open(&path, &cluster, head))
         .await?
-        .map_err(|e| CliError::failed("STORE_FAILED", chain(&e)).hint("the store can be deleted: it is rebuilt"))?;
+        .map_err(|e| no_store(&e, chain(&e)).at(data_dir.join("store").display().to_string()))?;
     if let Opening::Rebuilt { why } = opening {
         warn!(why, "the store is rebuilt from the journal");
     }
