@@ -311,10 +311,14 @@ impl Shared {
         &self,
         question: impl FnOnce(&crate::store::Store) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, ControlError> {
-        self.projector.settled().await;
+        self.projector.settled().await.map_err(|e| errors::store_failed(&e))?;
         let store = Arc::clone(&self.store);
         let answer = tokio::task::spawn_blocking(move || question(&store)).await;
-        answer.map_err(|_| errors::stopping())?.map_err(|e| errors::store_failed(&e))
+        let answer = answer.map_err(|_| errors::stopping())?;
+        if let Err(StoreError::Damaged(_) | StoreError::Io(_)) = &answer {
+            self.projector.look_at_the_store();
+        }
+        answer.map_err(|e| errors::store_failed(&e))
     }
 }
 

@@ -13,10 +13,14 @@ use muster_engine::{
 };
 use serde_json::{Value, value::to_raw_value};
 
-use super::{Shared, errors, recovery::PlaybookEvent, requests::Request};
+use super::{
+    Shared, errors,
+    recovery::{self, PlaybookEvent},
+    requests::Request,
+};
 use crate::{
     control::{Caller, ControlError, Page, Planned, PlaybookRevision, PlaybookSource},
-    journal::{AppendError, NewRecord, StreamAppend, StreamId},
+    journal::{AppendError, NewRecord, StreamAppend},
     store::PlaybookRow,
 };
 
@@ -111,7 +115,7 @@ impl Shared {
             yaml: Arc::clone(&row.yaml),
         };
         let event = to_raw_value(&event).map_err(|e| errors::unwritable(&e))?;
-        let stream = StreamId(format!("playbook/{}/{}", row.namespace, row.name).into());
+        let stream = recovery::playbook_stream(&row.namespace, &row.name);
         let mut expected_seq = 0;
         loop {
             let record = NewRecord { at: row.submitted_at, by: row.submitted_by.clone(), event: event.clone() };
@@ -205,13 +209,30 @@ impl Shared {
             return Ok(Some(row));
         }
         let (of, called, wanted) = (namespace.clone(), name.to_owned(), revision.cloned());
-        let row = self.look_up(move |store| store.playbook(&of, &called, wanted.as_ref())).await?.map(Arc::new);
+        let row = match self.look_up(move |store| store.playbook(&of, &called, wanted.as_ref())).await {
+            Err(e) if e.code == errors::STORE_UNAVAILABLE => self.journalled(&key, revision).await?,
+            other => other?,
+        };
+        let row = row.map(Arc::new);
         if revision.is_none()
             && let Some(row) = &row
         {
             cached(&self.planning.newest, key, Arc::clone(row));
         }
         Ok(row)
+    }
+
+    /// Starts need no store: what it can't say is read from the journal.
+    async fn journalled(
+        &self,
+        (namespace, name): &(Namespace, String),
+        revision: Option<&Digest>,
+    ) -> Result<Option<PlaybookRow>, ControlError> {
+        let (journal, of, called, wanted) =
+            (Arc::clone(&self.journal), namespace.clone(), name.clone(), revision.cloned());
+        let read = move || recovery::playbook(&*journal, &of, &called, wanted.as_ref());
+        let row = tokio::task::spawn_blocking(read).await.map_err(|_| errors::stopping())?;
+        row.map_err(|e| errors::read_failed(&e))
     }
 
     /// The shipped actions as they are shipped, whatever an agent says of them, and what agents of the namespace offer

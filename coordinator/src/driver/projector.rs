@@ -4,6 +4,9 @@
 //! A flush writes with the position at which the log stood when it began, after every append up to there has noted its
 //! changes: what the store says at a position is never less than what the log says there. Flushing takes a tenth of the time at
 //! most: the busier the disk, the rarer.
+//!
+//! What can't be written is not kept: the journal has it. The store is then behind, whoever asks for a list is refused, and
+//! it is tried again to bring it up to the log's end from where it stands, or from the start if it has to be made anew.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -19,19 +22,30 @@ use tokio::{
     sync::{Notify, watch},
     time::Instant,
 };
-use tracing::error;
+use tracing::{error, info, warn};
 
 use super::{Shared, entry::RunEntry, recovery, rows};
-use crate::store::{AgentRow, PlaybookRow, StoreError, StoreWrite};
+use crate::{
+    journal::Position,
+    store::{AgentRow, PlaybookRow, StoreError, StoreWrite},
+};
 
 /// Between two flushes, at least, unless somebody waits for one.
 const REST: Duration = Duration::from_millis(250);
 
-/// How long a reader waits for a flush before it takes what is there.
-const WAIT: Duration = Duration::from_secs(1);
+/// How long a reader waits for a flush before it is refused.
+const WAIT: Duration = Duration::from_secs(5);
 
-/// How long the last flush waits for the appends that are under way.
-const LAST_WAIT: Duration = Duration::from_secs(5);
+/// How long a flush waits for the appends that are under way; then it leaves the position where it is. A journal that waits
+/// for room keeps them for hours.
+const APPENDS_WAIT: Duration = Duration::from_millis(500);
+
+/// The same for the last flush, and how long that may take.
+const LAST_APPENDS_WAIT: Duration = Duration::from_secs(5);
+const LAST_WAIT: Duration = Duration::from_secs(10);
+
+/// Between two tries to bring up a store that could not be written, at most.
+const TRY_EVERY: Duration = Duration::from_secs(5);
 
 /// See the module.
 pub(super) struct Projector {
@@ -39,18 +53,58 @@ pub(super) struct Projector {
     drained: Notify,
     wanted: Notify,
     hurry: Notify,
-    flushed: watch::Sender<u64>,
+    flushed: watch::Sender<Flushed>,
+}
+
+#[derive(Clone, Default)]
+struct Flushed {
+    /// The last round that is in the store.
+    round: u64,
+    /// Why the store is behind.
+    trouble: Option<StoreError>,
 }
 
 #[derive(Default)]
 struct Dirty {
-    /// Counts flushes that have begun.
+    /// Counts how often everything noted was taken.
+    round: u64,
+    /// What is noted is not kept: the store has to be brought up from the log before.
+    behind: bool,
+    /// Counts the positions that a flush has set out to reach.
     epoch: u64,
+    /// Where the log stood when the epoch began, while appends from before are under way.
+    reaching: Option<Position>,
     /// Appends under way that began in an even or odd epoch.
     in_flight: [usize; 2],
     runs: HashMap<u64, (Arc<RunEntry>, Arc<Run>)>,
     agents: BTreeSet<(Namespace, AgentName)>,
     playbooks: Vec<PlaybookRow>,
+}
+
+impl Dirty {
+    fn is_clean(&self) -> bool {
+        !self.behind && self.runs.is_empty() && self.agents.is_empty() && self.playbooks.is_empty()
+    }
+
+    /// What was noted, or what is noted from now on is left to the journal.
+    fn fall_behind(&mut self) {
+        self.behind = true;
+        self.runs = HashMap::new();
+        self.agents = BTreeSet::new();
+        self.playbooks = Vec::new();
+    }
+
+    /// What is noted from now on is of the next round.
+    fn take(&mut self) -> Round {
+        self.round += 1;
+        Round {
+            number: self.round,
+            is_behind: std::mem::take(&mut self.behind),
+            runs: std::mem::take(&mut self.runs),
+            agents: std::mem::take(&mut self.agents),
+            playbooks: std::mem::take(&mut self.playbooks),
+        }
+    }
 }
 
 /// An append under way; to be dropped when its changes are noted.
@@ -79,7 +133,7 @@ impl Projector {
             drained: Notify::new(),
             wanted: Notify::new(),
             hurry: Notify::new(),
-            flushed: watch::Sender::new(0),
+            flushed: watch::Sender::default(),
         }
     }
 
@@ -99,6 +153,9 @@ impl Projector {
     pub(super) fn changed(&self, entry: &Arc<RunEntry>, run: &Arc<Run>) {
         let first = {
             let mut dirty = self.lock();
+            if dirty.behind {
+                return;
+            }
             dirty.runs.insert(entry.key, (Arc::clone(entry), Arc::clone(run)));
             dirty.runs.len() == 1
         };
@@ -109,110 +166,192 @@ impl Projector {
 
     /// What is journalled of the agent has changed.
     pub(super) fn agent_changed(&self, namespace: &Namespace, name: &AgentName) {
-        self.lock().agents.insert((namespace.clone(), name.clone()));
-        self.wanted.notify_one();
+        let mut dirty = self.lock();
+        if !dirty.behind {
+            dirty.agents.insert((namespace.clone(), name.clone()));
+            self.wanted.notify_one();
+        }
     }
 
     /// A playbook was submitted.
     pub(super) fn submitted(&self, playbook: PlaybookRow) {
-        self.lock().playbooks.push(playbook);
+        let mut dirty = self.lock();
+        if !dirty.behind {
+            dirty.playbooks.push(playbook);
+            self.wanted.notify_one();
+        }
+    }
+
+    /// Something is wrong with it that no flush has met.
+    pub(super) fn look_at_the_store(&self) {
         self.wanted.notify_one();
     }
 
     /// Wait, for a moment at most, until everything noted so far is in the store.
-    pub(super) async fn settled(&self) {
+    ///
+    /// # Errors
+    /// It is not, so the store must not be asked.
+    pub(super) async fn settled(&self) -> Result<(), StoreError> {
+        let mut flushed = self.flushed.subscribe();
         let target = {
             let dirty = self.lock();
-            if dirty.runs.is_empty()
-                && dirty.agents.is_empty()
-                && dirty.playbooks.is_empty()
-                && *self.flushed.borrow() == dirty.epoch
-            {
-                return;
+            let last = flushed.borrow();
+            if last.round == dirty.round && last.trouble.is_none() && dirty.is_clean() {
+                return Ok(());
             }
-            dirty.epoch + 1
+            drop(last);
+            dirty.round + 1
         };
-        let mut flushed = self.flushed.subscribe();
         self.hurry.notify_one();
         self.wanted.notify_one();
-        let _ = tokio::time::timeout(WAIT, flushed.wait_for(|done| *done >= target)).await;
+        let settled = flushed.wait_for(|done| done.trouble.is_some() || done.round >= target);
+        match tokio::time::timeout(WAIT, settled).await {
+            Ok(Ok(done)) => done.trouble.clone().map_or(Ok(()), Err),
+            Ok(Err(_)) | Err(_) => Err(StoreError::Io(format!("it is more than {} s behind", WAIT.as_secs()))),
+        }
     }
 
     /// Flush whenever there is something, until the coordinator stops; then once more.
     pub(super) async fn run(&self, shared: &Arc<Shared>) {
         let mut rest = REST;
         loop {
-            let stopped = tokio::select! {
-                () = shared.stop.cancelled() => true,
-                () = self.wanted.notified() => false,
-            };
-            if !stopped {
-                tokio::select! {
-                    () = shared.stop.cancelled() => {}
-                    () = self.hurry.notified() => {}
-                    () = tokio::time::sleep(rest) => {}
+            let is_behind = self.lock().behind;
+            tokio::select! {
+                () = shared.stop.cancelled() => {}
+                () = self.wanted.notified(), if !is_behind => {
+                    tokio::select! {
+                        () = shared.stop.cancelled() => {}
+                        () = self.hurry.notified() => {}
+                        () = tokio::time::sleep(rest) => {}
+                    }
                 }
+                () = tokio::time::sleep(rest), if is_behind => {}
             }
+            let stopping = shared.is_stopping();
             let began = Instant::now();
-            self.flush(shared, stopped).await;
-            rest = REST.max(began.elapsed() * 9);
-            if stopped {
+            let written = self.flush(shared, stopping).await;
+            rest = if written { REST.max(began.elapsed() * 9) } else { (rest * 2).clamp(REST, TRY_EVERY) };
+            if stopping {
                 return;
             }
         }
     }
 
-    async fn flush(&self, shared: &Arc<Shared>, stopping: bool) {
-        let position = shared.journal.head().position;
-        let before = {
-            let mut dirty = self.lock();
-            dirty.epoch += 1;
-            ((dirty.epoch - 1) % 2) as usize
+    /// Whether it was written.
+    async fn flush(&self, shared: &Arc<Shared>, stopping: bool) -> bool {
+        let position = self.reached(shared, stopping).await;
+        let round = self.lock().take();
+        let number = round.number;
+        let for_writing = Arc::clone(shared);
+        let writing = tokio::task::spawn_blocking(move || round.write(&for_writing, position));
+        let written = if stopping { tokio::time::timeout(LAST_WAIT, writing).await } else { Ok(writing.await) };
+        let trouble = match written {
+            Ok(Ok(Ok(()))) => None,
+            Ok(Ok(Err(e))) => Some(e),
+            Ok(Err(e)) => Some(StoreError::Io(format!("its writer failed: {e}"))),
+            Err(_) => Some(StoreError::Io("it does not end".to_owned())),
         };
-        let under_way = |dirty: &Dirty| dirty.in_flight[before] > 0 || (stopping && dirty.in_flight != [0, 0]);
-        while under_way(&self.lock()) {
-            tokio::select! {
-                () = self.drained.notified() => {}
-                // Then the store stays behind, and the next start reads on from where it is.
-                () = shared.stop.cancelled(), if !stopping => return,
-                () = tokio::time::sleep(LAST_WAIT), if stopping => return,
+        if trouble.is_some() {
+            self.lock().fall_behind();
+        }
+        let written = trouble.is_none();
+        let before = self.flushed.send_replace(Flushed { round: number, trouble: trouble.clone() }).trouble;
+        match (before, trouble) {
+            (None, Some(e)) => {
+                warn!("the store can't be written; lists are refused until it can, everything else goes on: {e}");
+            }
+            (Some(_), None) => info!("the store can be written again, and has what is in the log; lists are answered"),
+            (None, None) | (Some(_), Some(_)) => {}
+        }
+        written
+    }
+
+    /// The position up to which everything is noted; none while appends from before it are under way.
+    async fn reached(&self, shared: &Arc<Shared>, stopping: bool) -> Option<Position> {
+        let position = shared.journal.head().position;
+        {
+            let mut dirty = self.lock();
+            if dirty.reaching.is_none() {
+                dirty.reaching = Some(position);
+                dirty.epoch += 1;
             }
         }
-        let (epoch, runs, agents, playbooks) = {
-            let mut dirty = self.lock();
-            let runs = std::mem::take(&mut dirty.runs);
-            (dirty.epoch, runs, std::mem::take(&mut dirty.agents), std::mem::take(&mut dirty.playbooks))
+        let until = Instant::now() + if stopping { LAST_APPENDS_WAIT } else { APPENDS_WAIT };
+        loop {
+            {
+                let mut dirty = self.lock();
+                let before = (dirty.epoch.wrapping_sub(1) % 2) as usize;
+                if dirty.in_flight[before] == 0 && !(stopping && dirty.in_flight != [0, 0]) {
+                    return dirty.reaching.take();
+                }
+            }
+            tokio::select! {
+                () = self.drained.notified() => {}
+                () = tokio::time::sleep_until(until) => return None,
+                () = shared.stop.cancelled(), if !stopping => return None,
+            }
+        }
+    }
+}
+
+/// What one flush writes.
+struct Round {
+    number: u64,
+    is_behind: bool,
+    runs: HashMap<u64, (Arc<RunEntry>, Arc<Run>)>,
+    agents: BTreeSet<(Namespace, AgentName)>,
+    playbooks: Vec<PlaybookRow>,
+}
+
+impl Round {
+    fn write(self, shared: &Shared, position: Option<Position>) -> Result<(), StoreError> {
+        let store = &*shared.store;
+        if self.is_behind || store.broken().is_some() {
+            return catch_up(shared);
+        }
+        let writes = self.writes(shared);
+        let written = match position.filter(|position| *position > store.position()) {
+            Some(position) => store.apply_batch(position, writes),
+            None if writes.is_empty() => Ok(()),
+            None => store.amend(writes),
         };
-        let mut writes: Vec<StoreWrite> = playbooks.into_iter().map(StoreWrite::Playbook).collect();
-        for (namespace, name) in agents {
+        match written {
+            Err(StoreError::Damaged(_) | StoreError::Io(_)) => catch_up(shared),
+            other => other,
+        }
+    }
+
+    fn writes(self, shared: &Shared) -> Vec<StoreWrite> {
+        let mut writes: Vec<StoreWrite> = self.playbooks.into_iter().map(StoreWrite::Playbook).collect();
+        for (namespace, name) in self.agents {
             if let Some(record) = shared.registry.record(&namespace, &name)
                 && let Ok(detail) = serde_json::to_value(&record)
             {
                 writes.push(StoreWrite::Agent(AgentRow { namespace, name, detail }));
             }
         }
-        let (store, journal) = (Arc::clone(&shared.store), Arc::clone(&shared.journal));
-        let done = tokio::task::spawn_blocking(move || {
-            for (entry, run) in runs.into_values() {
-                let view = entry.view();
-                writes.extend(rows::writes_of(&run, view.quarantine.is_some()));
-            }
-            let written =
-                if position > store.position() { store.apply_batch(position, writes) } else { store.amend(writes) };
-            match written {
-                Err(StoreError::Damaged(why)) => {
-                    error!("the store is damaged and is rebuilt from the log: {why}");
-                    store.reset(&why)?;
-                    recovery::refill(&*journal, &store)
-                }
-                other => other,
-            }
-        });
-        match done.await {
-            Ok(Ok(())) => {}
-            Ok(Err(e)) => error!("the store can't be written; lists are behind until the next start: {e}"),
-            Err(e) => error!("the store's writer failed: {e}"),
+        for (entry, run) in self.runs.into_values() {
+            writes.extend(rows::writes_of(&run, entry.view().quarantine.is_some()));
         }
-        self.flushed.send_replace(epoch);
+        writes
     }
+}
+
+/// Bring the store up to the log's end, from its position, or from the log's start if it broke.
+fn catch_up(shared: &Shared) -> Result<(), StoreError> {
+    let store = &*shared.store;
+    // Before the log is read for nothing, again and again.
+    store.look_for_room()?;
+    let broken = store.broken();
+    if let Some(why) = &broken {
+        store.reset(why)?;
+    }
+    recovery::refill(&*shared.journal, store)?;
+    if let Some(why) = broken {
+        error!("the store broke, and was rebuilt from the log: {why}");
+    }
+    let doubted = shared.runs.all().into_iter().filter(|entry| entry.view().quarantine.is_some());
+    let quarantined: Vec<StoreWrite> =
+        doubted.filter_map(|entry| entry.run()).flat_map(|run| rows::writes_of(&run, true)).collect();
+    if quarantined.is_empty() { Ok(()) } else { store.amend(quarantined) }
 }

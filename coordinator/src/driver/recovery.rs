@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
 use muster_engine::{
-    ids::{AgentName, Namespace, RunId},
+    ids::{AgentName, Digest, Namespace, RunId},
     run::{Event, Run},
 };
 use serde::{Deserialize, Serialize};
@@ -25,12 +25,15 @@ const WRITES: usize = 2_000;
 /// Records read of one stream at a time.
 const CHUNK: usize = 1_000;
 
+/// The same for playbooks, whose records may be large.
+const PLAYBOOK_CHUNK: usize = 16;
+
 /// A revision of a playbook was submitted: the only event of the stream `playbook/{namespace}/{name}`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum PlaybookEvent {
     /// A new revision, or an older one again: it becomes the newest.
-    PlaybookSubmitted { revision: muster_engine::ids::Digest, owner: String, yaml: Arc<str> },
+    PlaybookSubmitted { revision: Digest, owner: String, yaml: Arc<str> },
 }
 
 /// What the journal says, as far as the coordinator has to know it to go on.
@@ -61,6 +64,8 @@ pub(super) fn recover(journal: &dyn Journal, store: &Store) -> Result<Recovered,
     let mut open: BTreeSet<RunId> = store.open_runs()?.into_iter().collect();
     restore_agents(store, &mut recovered)?;
     let mut pass = Pass::new(store.position());
+    // Asked before the log is read: while the coordinator runs, there is more behind it by the time that the reading ends.
+    let head = journal.head().position;
     for item in journal.read(store.position()) {
         match item {
             Ok((position, record)) => {
@@ -105,7 +110,8 @@ pub(super) fn recover(journal: &dyn Journal, store: &Store) -> Result<Recovered,
         recovered.last_at = recovered.last_at.max(Some(rebuilt.updated_at));
         pass.writes.extend(rows::writes_of(rebuilt, false));
     }
-    pass.flush(store, journal.head().position)?;
+    let position = pass.position.max(head);
+    pass.flush(store, position)?;
     Ok(recovered)
 }
 
@@ -121,9 +127,55 @@ pub(super) fn recover_or_rebuild(journal: &dyn Journal, store: &Store) -> Result
     }
 }
 
-/// Fill an empty store from the log while the coordinator runs.
+/// Bring a store that is behind up to the log's end while the coordinator runs.
 pub(super) fn refill(journal: &dyn Journal, store: &Store) -> Result<(), StoreError> {
     recover(journal, store).map(drop)
+}
+
+/// A revision of a playbook from its stream, the one submitted last if none is named: for when the store can't say.
+pub(super) fn playbook(
+    journal: &dyn Journal,
+    namespace: &Namespace,
+    name: &str,
+    revision: Option<&Digest>,
+) -> Result<Option<PlaybookRow>, ReadError> {
+    let stream = playbook_stream(namespace, name);
+    let (mut found, mut seq) = (None, 0);
+    loop {
+        let records = journal.read_stream(&stream, seq, PLAYBOOK_CHUNK)?;
+        let Some(last) = records.last() else { return Ok(found) };
+        seq = last.seq;
+        for row in records.iter().filter_map(playbook_row) {
+            if revision.is_none_or(|wanted| *wanted == row.revision) {
+                found = Some(row);
+            }
+        }
+    }
+}
+
+/// What is journalled of a playbook.
+pub(super) fn playbook_stream(namespace: &Namespace, name: &str) -> StreamId {
+    StreamId(format!("playbook/{namespace}/{name}").into())
+}
+
+fn playbook_row(record: &Record) -> Option<PlaybookRow> {
+    let (namespace, name) = record.stream.0.strip_prefix("playbook/")?.split_once('/')?;
+    match serde_json::from_str(record.event.get()) {
+        Ok(PlaybookEvent::PlaybookSubmitted { revision, owner, yaml }) => Some(PlaybookRow {
+            namespace: namespace.into(),
+            name: name.to_owned(),
+            revision,
+            yaml,
+            owner,
+            submitted_at: record.at,
+            submitted_by: record.by.clone(),
+            warnings: Value::Null,
+        }),
+        Err(e) => {
+            error!(stream = &*record.stream.0, "a record can't be read and is left out: {e}");
+            None
+        }
+    }
 }
 
 /// A run from its stream; none when the journal has no such stream.
@@ -220,7 +272,7 @@ impl Pass {
         if let Some(id) = record.stream.0.strip_prefix("run/") {
             self.run_record(&RunId::from(id), record);
         } else if record.stream.0.starts_with("playbook/") {
-            self.playbook_record(record);
+            self.writes.extend(playbook_row(record).map(StoreWrite::Playbook));
         } else if let Some((namespace, name)) = agent_of(&record.stream) {
             self.agent_record(namespace, name, record, recovered);
         }
@@ -252,28 +304,6 @@ impl Pass {
                 self.writes.extend(rows::writes_of(&rebuilt, false));
             }
             self.building.insert(id.clone(), rebuilt);
-        }
-    }
-
-    fn playbook_record(&mut self, record: &Record) {
-        let Some((namespace, name)) = record.stream.0.strip_prefix("playbook/").and_then(|rest| rest.split_once('/'))
-        else {
-            return;
-        };
-        match serde_json::from_str(record.event.get()) {
-            Ok(PlaybookEvent::PlaybookSubmitted { revision, owner, yaml }) => {
-                self.writes.push(StoreWrite::Playbook(PlaybookRow {
-                    namespace: namespace.into(),
-                    name: name.to_owned(),
-                    revision,
-                    yaml,
-                    owner,
-                    submitted_at: record.at,
-                    submitted_by: record.by.clone(),
-                    warnings: Value::Null,
-                }));
-            }
-            Err(e) => error!(stream = &*record.stream.0, "a record can't be read and is left out: {e}"),
         }
     }
 

@@ -47,6 +47,7 @@ pub(crate) struct House {
     /// What the coordinator has of it.
     pub(crate) link: Arc<FaultyBus>,
     pub(crate) up: Coordinator,
+    pub(crate) store: Arc<Store>,
     pub(crate) wall_offset_ms: Arc<std::sync::atomic::AtomicI64>,
     dir: tempfile::TempDir,
     opened: u64,
@@ -59,8 +60,8 @@ impl House {
         let dir = tempfile::tempdir().unwrap();
         let wall = Arc::default();
         let link = Arc::new(FaultyBus::new(Arc::clone(&bus) as _, Faults::default()));
-        let up = try_open(&journal, &link, dir.path(), &wall, &Life::FIRST).await.unwrap();
-        Self { journal, bus, link, up, wall_offset_ms: wall, dir, opened: 1 }
+        let (up, store) = try_open(&journal, &link, dir.path(), &wall, &Life::FIRST).await.unwrap();
+        Self { journal, bus, link, up, store, wall_offset_ms: wall, dir, opened: 1 }
     }
 
     /// The coordinator goes without a word, and another one opens the same journal; its store is a new one.
@@ -72,12 +73,15 @@ impl House {
         self.up.shutdown().await;
         self.opened += 1;
         let store = self.dir.path().join(self.opened.to_string());
-        self.up = try_open(&self.journal, &self.link, &store, &self.wall_offset_ms, life).await.unwrap();
+        let opened = try_open(&self.journal, &self.link, &store, &self.wall_offset_ms, life).await;
+        (self.up, self.store) = opened.unwrap();
     }
 
     /// While this one is up.
     pub(crate) async fn open_another(&self) -> Result<Coordinator, OpenError> {
-        try_open(&self.journal, &self.link, &self.dir.path().join("another"), &self.wall_offset_ms, &Life::FIRST).await
+        let place = self.dir.path().join("another");
+        let opened = try_open(&self.journal, &self.link, &place, &self.wall_offset_ms, &Life::FIRST).await;
+        opened.map(|(another, _)| another)
     }
 
     pub(crate) async fn start(&self, yaml: &str) -> Arc<Run> {
@@ -127,14 +131,14 @@ async fn try_open(
     dir: &std::path::Path,
     wall_offset_ms: &Arc<std::sync::atomic::AtomicI64>,
     life: &Life,
-) -> Result<Coordinator, OpenError> {
+) -> Result<(Coordinator, Arc<Store>), OpenError> {
     let (store, _) = Store::open(&dir.join("store"), life.cluster, journal.head().position).unwrap();
     let store = Arc::new(store);
-    let mut config = Config::new(Arc::clone(journal) as _, store, Arc::clone(bus) as _, life.cluster);
+    let mut config = Config::new(Arc::clone(journal) as _, Arc::clone(&store), Arc::clone(bus) as _, life.cluster);
     config.after_loss = life.after_loss;
     config.clock = clock(wall_offset_ms);
     config.shipped = vec![offer("test.work")];
-    Coordinator::open(config).await
+    Ok((Coordinator::open(config).await?, store))
 }
 
 /// Follows the paused clock; each coordinator finds the wall set back to the same moment.

@@ -10,5 +10,6 @@ mod outage;
 mod people;
 mod reports;
 mod run;
+mod store;
 mod strangers;
 mod waits;

@@ -19,23 +19,31 @@ use crate::{say, this_program, writer};
 const WITHIN: Duration = Duration::from_secs(30);
 
 pub(crate) fn a_full_disk_is_waited_for() {
+    on_a_disk_of(
+        "1m",
+        "full-disk",
+        "that a full disk is waited for is tested with one that only says so (journal::log)",
+    );
+}
+
+/// Run a part of this program on a file system of its own.
+pub(crate) fn on_a_disk_of(size: &str, part: &str, otherwise: &str) {
     let place = TempDir::new().expect("a directory");
-    let mut unshare = Command::new("unshare");
-    unshare.args(["--user", "--map-root-user", "--mount", "sh", "-c"]);
-    let can_mount =
-        unshare.arg("mount -t tmpfs -o size=1m none \"$0\"").arg(place.path()).stderr(Stdio::null()).status();
+    let mount = format!("mount -t tmpfs -o size={size} none \"$0\"");
+    let can_mount = unshare(&mount).arg(place.path()).stderr(Stdio::null()).status();
     if !can_mount.is_ok_and(|status| status.success()) {
-        say(
-            "no tmpfs can be mounted in a user namespace here; that a full disk is waited for is tested with a disk that \
-             only says it is full (journal::log::tests::faults)",
-        );
+        say(&format!("no tmpfs can be mounted in a user namespace here; {otherwise}"));
         return;
     }
-    let mut unshare = Command::new("unshare");
-    unshare.args(["--user", "--map-root-user", "--mount", "sh", "-c"]);
-    unshare.arg("mount -t tmpfs -o size=1m none \"$0\" && exec \"$1\" full-disk \"$0\"");
-    let status = unshare.arg(place.path()).arg(this_program().get_program()).status().expect("unshare was there");
+    let mut there = unshare(&format!("{mount} && exec \"$1\" {part} \"$0\""));
+    let status = there.arg(place.path()).arg(this_program().get_program()).status().expect("unshare was there");
     assert!(status.success(), "{status}");
+}
+
+fn unshare(script: &str) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script]);
+    command
 }
 
 /// On a file system of one MiB: the ballast leaves room for little more than the first segment.

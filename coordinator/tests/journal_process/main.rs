@@ -2,6 +2,7 @@
 //! that writes, the one that fills a disk, and the one that watches them.
 
 mod full_disk;
+mod full_store;
 mod kill;
 mod released;
 mod trace;
@@ -16,12 +17,13 @@ use std::{
 
 type Test = (&'static str, fn());
 
-const TESTS: [Test; 5] = [
+const TESTS: [Test; 6] = [
     ("every_answer_follows_the_sync_that_covers_it", trace::every_answer_follows_the_sync_that_covers_it),
     ("the_check_of_a_trace_finds_an_answer_without_a_sync", trace::the_check_finds_an_answer_without_a_sync),
     ("what_was_answered_outlives_twenty_kills", kill::what_was_answered_outlives_twenty_kills),
     ("logs_of_every_release_can_be_read", released::logs_of_every_release_can_be_read),
     ("a_full_disk_is_waited_for", full_disk::a_full_disk_is_waited_for),
+    ("a_store_outlives_a_full_disk", full_store::a_store_outlives_a_full_disk),
 ];
 
 fn main() -> ExitCode {
@@ -33,6 +35,14 @@ fn main() -> ExitCode {
         }
         ["full-disk", place] => {
             full_disk::run(Path::new(place));
+            return ExitCode::SUCCESS;
+        }
+        ["full-store", place] => {
+            full_store::run(Path::new(place));
+            return ExitCode::SUCCESS;
+        }
+        ["full-store-life", place, life, bytes] => {
+            full_store::live(Path::new(place), life, bytes.parse().expect("a number"));
             return ExitCode::SUCCESS;
         }
         _ => {}
