@@ -39,7 +39,7 @@ fn build(knobs: &[Knobs], undo_on_cancel: bool, gate: u8) -> Plan {
         };
         step.action.facts.idempotent = flags & 1 == 0;
         step.action.facts.checkable = flags & 2 == 0;
-        step.action.facts.concurrent_safe = flags & 12 == 4;
+        step.action.facts.concurrent_safe = flags & 0b1100 == 0b100;
         step.action.facts.scope = if flags & 4 == 0 { ActionScope::Target } else { ActionScope::Host };
         step.verify = (flags & 8 != 0).then(|| verify("output.fine", 10_000, 5_000));
         step.when = (flags & 16 != 0).then(|| "inputs.environment != 'dev'".to_owned());
