@@ -175,6 +175,37 @@ fn an_accepted_loss_pauses_what_was_open() {
     server.stop();
 }
 
+/// The store is whole and up to date: it still says what it said before the disk forgot a byte.
+#[test]
+fn a_damaged_run_is_listed_as_such() {
+    let mut session = Session::new();
+    let nats = Nats::start(&session);
+    let listen = format!("127.0.0.1:{}", support::closed_port());
+    session.env("MUSTER_SERVER", &format!("http://{listen}"));
+    session.env("MUSTER_DATA_DIR", "data");
+    session.env("MUSTER_LOG", "off");
+    session.write("nothing.yaml", NOTHING);
+    let server = Server::start(&session, &serve(&nats.url, &listen, "data"));
+    wait_for("the coordinator answers", || answers(&session, &["agent", "list"]));
+    let start = || answers(&session, &["run", "start", "nothing.yaml"]).expect("the run starts")["runId"].clone();
+    let (bad, good) = (start(), start());
+    server.stop();
+    let log = session.folder("data/log").join("00000000000000000001.jsonl");
+    let mut bytes = std::fs::read(&log).unwrap();
+    let id = bad.as_str().unwrap().as_bytes();
+    let at = bytes.windows(id.len()).position(|w| w == id).expect("it is journalled");
+    bytes[at + id.len() + 40] ^= 1;
+    std::fs::write(&log, bytes).unwrap();
+    let server = Server::start(&session, &serve(&nats.url, &listen, "data"));
+    wait_for("the coordinator answers", || answers(&session, &["agent", "list"]));
+    for (state, run) in [("quarantined", &bad), ("running", &good)] {
+        let answer = answers(&session, &["run", "list", "--state", state]).expect("runs are listed");
+        let runs = answer["runs"].as_array().expect("there are some");
+        assert_eq!(runs.iter().map(|r| &r["runId"]).collect::<Vec<_>>(), [run], "{answer}");
+    }
+    server.stop();
+}
+
 #[test]
 fn what_can_not_be_served_is_said() {
     let mut session = Session::new();

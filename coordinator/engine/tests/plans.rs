@@ -6,8 +6,8 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use muster_engine::{
     plan::{
-        ActionFacts, ActionScope, Catalogue, CatalogueEntry, OnCancel, OnFailure, OnLost, Plan, PlannedUndo, Priority,
-        RetryPolicy, resolve,
+        ActionFacts, ActionScope, Catalogue, CatalogueEntry, OnCancel, OnFailure, OnLost, Plan, PlannedUndo,
+        PlannedWait, Priority, RetryPolicy, resolve,
     },
     playbook::{Finding, grammar, read, revision},
 };
@@ -164,10 +164,13 @@ spec:
     - id: second
       steps:
         - {id: c, action: tls.inspect, critical: false}
+        - {id: w, wait: {signal: go}}
         - {id: d, action: tls.inspect}
 ";
     let mut plan = plan(document, Value::Null).unwrap();
     let d = plan.steps.pop().unwrap();
+    let wait = plan.steps.pop().unwrap().wait;
+    assert_eq!(wait, Some(PlannedWait::Signal { name: "go".to_owned(), timeout_ms: None }), "a wait is no attempt");
     let [a, b, c] = &plan.steps[..] else { panic!("{plan:?}") };
     assert_eq!((a.agent.role.as_str(), a.agent.labels.len(), a.timeout_ms), ("infra", 1, 120_000));
     assert_eq!((a.queue_timeout_ms, a.status_ms, a.on_lost), (Some(3_600_000), 30_000, OnLost::Ask));

@@ -25,7 +25,8 @@ impl Shared {
         }
         let Some(run) = view.run else { return Vec::new() };
         let mut reasons = Vec::new();
-        for one in run.outstanding(now) {
+        let connected = self.outage.since().is_none();
+        for one in run.outstanding(now).into_iter().filter(|_| connected) {
             if let Outstanding::Place(place) = one {
                 let step = place.step.clone();
                 reasons.push((step, self.registry.why_not(&run.namespace, &Wish::of(place))));

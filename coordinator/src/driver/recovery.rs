@@ -100,18 +100,23 @@ pub(super) fn recover(journal: &dyn Journal, store: &Store) -> Result<Recovered,
     for (id, why) in pass.victims.drain() {
         recovered.quarantined.push((id, why, None));
     }
-    for (id, _, rebuilt) in &recovered.quarantined {
-        match rebuilt {
-            Some(rebuilt) => pass.writes.extend(rows::writes_of(rebuilt, true)),
-            None => pass.writes.push(StoreWrite::Run(rows::quarantined(id, store.run(id)?))),
-        }
-    }
     for rebuilt in &recovered.runs {
         recovered.last_at = recovered.last_at.max(Some(rebuilt.updated_at));
         pass.writes.extend(rows::writes_of(rebuilt, false));
     }
     let position = pass.position.max(head);
     pass.flush(store, position)?;
+    // What is damaged may have been listed long ago: a store that is up to date takes it all the same.
+    let mut marks = Vec::new();
+    for (id, _, rebuilt) in &recovered.quarantined {
+        match rebuilt {
+            Some(rebuilt) => marks.extend(rows::writes_of(rebuilt, true)),
+            None => marks.push(StoreWrite::Run(rows::quarantined(id, store.run(id)?))),
+        }
+    }
+    if !marks.is_empty() {
+        store.amend(marks)?;
+    }
     Ok(recovered)
 }
 

@@ -205,15 +205,17 @@ impl Step {
         for defaults in [&phase.defaults, &spec.defaults].into_iter().flatten() {
             let Defaults { agent, timeout, queue_timeout, status, retry, on_lost, on_failure } = defaults;
             step.agent = step.agent.or_else(|| agent.clone());
-            step.timeout = step.timeout.or_else(|| timeout.clone());
+            // A wait is no attempt: it may be for people, who take longer.
+            step.timeout = step.timeout.or_else(|| timeout.clone().filter(|_| self.wait.is_none()));
             step.queue_timeout = step.queue_timeout.or_else(|| queue_timeout.clone());
             step.status = step.status.or_else(|| status.clone());
             step.retry = step.retry.or_else(|| retry.clone());
             step.on_lost = step.on_lost.or(*on_lost);
             step.on_failure = step.on_failure.or(*on_failure);
         }
-        if step.critical == Some(false) {
-            step.on_failure = step.on_failure.or(Some(OnFailure::Continue));
+        let by_itself = self.on_failure.is_some() || step.on_failure == Some(OnFailure::Pause);
+        if step.critical == Some(false) && !by_itself {
+            step.on_failure = Some(OnFailure::Continue);
         }
         step
     }
