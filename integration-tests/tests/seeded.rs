@@ -133,6 +133,34 @@ const FAULTS: &[Fault] = &[
         plant: "    let _ = fresh;\n    let mut waiting: Vec<usize> = Vec::new();",
         red: ("waits", "a_signal_ends_the_wait_and_brings_its_output"),
     },
+    Fault {
+        what: "forget what else has moved in the same moment",
+        file: "run/decide/progress.rs",
+        find: "    events.extend(judge_conditions(run, fresh, now));",
+        plant: "    if events.is_empty() {\n        events.extend(judge_conditions(run, fresh, now));\n    }",
+        red: ("failures", "a_step_that_fails_does_not_hide_another_that_is_skipped"),
+    },
+    Fault {
+        what: "count a lost attempt as a failed one",
+        file: "run/decide/next.rs",
+        find: "            AfterLoss::RunAgain => self.run_again(why),",
+        plant: "            AfterLoss::RunAgain => self.try_again(why),",
+        red: ("lost", "lost_attempts_do_not_count_as_failed_ones_and_the_third_is_a_question"),
+    },
+    Fault {
+        what: "give up an attempt that must not be at work twice",
+        file: "run/decide/clock.rs",
+        find: ".facts.concurrent_safe {",
+        plant: ".facts.idempotent {",
+        red: ("lost", "lost_is_not_stopped"),
+    },
+    Fault {
+        what: "break the run over a wait that can't begin",
+        file: "run/decide/person.rs",
+        find: "            Err(Rejection::Forbidden { what: \"retrying the step\", state: why })",
+        plant: "            let next = StepNext::Failed { reason: why };\n            let answer = Answer { resolution: Resolution::Retry, reason, output: None };\n            Ok(resolved(&at.planned.id, &answer, next))",
+        red: ("waits", "a_wait_that_can_not_begin_can_not_be_tried_again"),
+    },
 ];
 
 fn root() -> PathBuf {

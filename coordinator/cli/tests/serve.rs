@@ -34,17 +34,28 @@ fn answers(session: &Session, args: &[&str]) -> Option<Value> {
     output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("-o json prints JSON"))
 }
 
-#[test]
-fn what_was_done_is_there_after_a_restart_and_in_the_journal() {
+/// A session that talks to a coordinator which is not up yet, its nats-server, and where it will listen.
+fn house() -> (Session, Nats, String) {
     let mut session = Session::new();
     let nats = Nats::start(&session);
     let listen = format!("127.0.0.1:{}", support::closed_port());
-    let command = serve(&nats.url, &listen, "data");
-    let mut server = Server::start(&session, &command);
     session.env("MUSTER_SERVER", &format!("http://{listen}"));
     session.env("MUSTER_DATA_DIR", "data");
     session.write("nothing.yaml", NOTHING);
-    wait_for("the coordinator answers", || answers(&session, &["agent", "list"]));
+    (session, nats, listen)
+}
+
+fn up(session: &Session, command: &[&str]) -> Server {
+    let server = Server::start(session, command);
+    wait_for("the coordinator answers", || answers(session, &["agent", "list"]));
+    server
+}
+
+#[test]
+fn what_was_done_is_there_after_a_restart_and_in_the_journal() {
+    let (mut session, nats, listen) = house();
+    let command = serve(&nats.url, &listen, "data");
+    let mut server = up(&session, &command);
     let mode = std::fs::metadata(session.folder("data").join("admin.token")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 
@@ -60,8 +71,7 @@ fn what_was_done_is_there_after_a_restart_and_in_the_journal() {
     server.stop();
     agent.stop();
 
-    server = Server::start(&session, &command);
-    wait_for("the coordinator answers again", || answers(&session, &["agent", "list"]));
+    server = up(&session, &command);
     session.run(&["run", "list"]);
     session.run(&["milestone", "list"]);
     server.stop();
@@ -82,14 +92,9 @@ fn what_was_done_is_there_after_a_restart_and_in_the_journal() {
 
 #[test]
 fn damage_is_named() {
-    let mut session = Session::new();
-    let nats = Nats::start(&session);
-    let listen = format!("127.0.0.1:{}", support::closed_port());
-    session.env("MUSTER_SERVER", &format!("http://{listen}"));
+    let (mut session, nats, listen) = house();
     session.env("MUSTER_LOG", "error");
-    let server = Server::start(&session, &serve(&nats.url, &listen, "data"));
-    session.env("MUSTER_DATA_DIR", "data");
-    wait_for("the coordinator answers", || answers(&session, &["agent", "list"]));
+    let server = up(&session, &serve(&nats.url, &listen, "data"));
     session.quietly(&["token", "create", "service/ci", "--role", "viewer"]);
     server.stop();
     let log = std::fs::read_dir(session.folder("data/log")).unwrap().next().unwrap().unwrap().path();
@@ -122,11 +127,7 @@ fn lose_from(log: &std::path::Path, event: &[u8]) {
 /// that was done is done again under the number it had.
 #[test]
 fn an_accepted_loss_pauses_what_was_open() {
-    let mut session = Session::new();
-    let nats = Nats::start(&session);
-    let listen = format!("127.0.0.1:{}", support::closed_port());
-    session.env("MUSTER_SERVER", &format!("http://{listen}"));
-    session.env("MUSTER_DATA_DIR", "data");
+    let (mut session, nats, listen) = house();
     session.env("MUSTER_LOG", "off");
     session.write(
         "nothing.yaml",
@@ -135,8 +136,7 @@ fn an_accepted_loss_pauses_what_was_open() {
             "needs: [first], agent: {role: bench, labels: {site: moon}}",
         ),
     );
-    let server = Server::start(&session, &serve(&nats.url, &listen, "data"));
-    wait_for("the coordinator answers", || answers(&session, &["agent", "list"]));
+    let server = up(&session, &serve(&nats.url, &listen, "data"));
     let command = ["agent", "run", "--role", "bench", "--nats", &nats.url, "--data-dir", "agent"];
     let agent = Server::start(&session, &command);
     wait_for("the agent registers", || answers(&session, &["agent", "get", "bench-1"]));
@@ -152,8 +152,7 @@ fn an_accepted_loss_pauses_what_was_open() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("JOURNAL_DAMAGED"), "{refused:?}");
 
     let accepting = [&serve(&nats.url, &listen, "data")[..], &["--accept-loss"]].concat();
-    let server = Server::start(&session, &accepting);
-    wait_for("the coordinator answers", || answers(&session, &["agent", "list"]));
+    let server = up(&session, &accepting);
     let agent = Server::start(&session, &command);
     let paused = get();
     assert_eq!(paused["state"], "STATE_WAITING", "{paused:#}");
@@ -169,8 +168,7 @@ fn an_accepted_loss_pauses_what_was_open() {
     agent.stop();
     server.stop();
 
-    let server = Server::start(&session, &serve(&nats.url, &listen, "data"));
-    wait_for("the coordinator answers without the flag", || answers(&session, &["agent", "list"]));
+    let server = up(&session, &serve(&nats.url, &listen, "data"));
     assert!(get()["pause"].is_null(), "nobody is asked twice");
     server.stop();
 }
@@ -178,15 +176,9 @@ fn an_accepted_loss_pauses_what_was_open() {
 /// The store is whole and up to date: it still says what it said before the disk forgot a byte.
 #[test]
 fn a_damaged_run_is_listed_as_such() {
-    let mut session = Session::new();
-    let nats = Nats::start(&session);
-    let listen = format!("127.0.0.1:{}", support::closed_port());
-    session.env("MUSTER_SERVER", &format!("http://{listen}"));
-    session.env("MUSTER_DATA_DIR", "data");
+    let (mut session, nats, listen) = house();
     session.env("MUSTER_LOG", "off");
-    session.write("nothing.yaml", NOTHING);
-    let server = Server::start(&session, &serve(&nats.url, &listen, "data"));
-    wait_for("the coordinator answers", || answers(&session, &["agent", "list"]));
+    let server = up(&session, &serve(&nats.url, &listen, "data"));
     let start = || answers(&session, &["run", "start", "nothing.yaml"]).expect("the run starts")["runId"].clone();
     let (bad, good) = (start(), start());
     server.stop();
@@ -196,8 +188,7 @@ fn a_damaged_run_is_listed_as_such() {
     let at = bytes.windows(id.len()).position(|w| w == id).expect("it is journalled");
     bytes[at + id.len() + 40] ^= 1;
     std::fs::write(&log, bytes).unwrap();
-    let server = Server::start(&session, &serve(&nats.url, &listen, "data"));
-    wait_for("the coordinator answers", || answers(&session, &["agent", "list"]));
+    let server = up(&session, &serve(&nats.url, &listen, "data"));
     for (state, run) in [("quarantined", &bad), ("running", &good)] {
         let answer = answers(&session, &["run", "list", "--state", state]).expect("runs are listed");
         let runs = answer["runs"].as_array().expect("there are some");

@@ -317,6 +317,28 @@ fn a_condition_that_cannot_be_judged_fails_its_step() {
     assert!(world.is_asking("b"));
 }
 
+/// What follows from one step must not make anybody forget another that moved in the same moment.
+#[test]
+fn a_step_that_fails_does_not_hide_another_that_is_skipped() {
+    let when = |id, needs: &[usize], when: &str| {
+        let mut step = step(id, needs);
+        (step.when, step.on_failure) = (Some(when.to_owned()), OnFailure::Continue);
+        step
+    };
+    let steps = vec![
+        step("a", &[]),
+        when("unjudged", &[0], "steps.a.output.nothing"),
+        when("behind", &[1], "true"),
+        when("left_out", &[0], "false"),
+        when("after", &[3], "true"),
+    ];
+    let mut world = World::new(simple(steps));
+    world.succeed("a");
+    assert!(matches!(world.state("unjudged"), StepState::Failed { .. }));
+    assert!(matches!(world.state("behind"), StepState::Skipped { .. }));
+    assert!(world.is_queued("after", Purpose::Run), "{:?}", world.state("after"));
+}
+
 #[test]
 fn an_agent_that_stops_by_itself_is_asked_about_only_where_doing_it_twice_does_harm() {
     for (idempotent, asked) in [(true, false), (false, true)] {

@@ -69,6 +69,33 @@ fn what_is_no_moment_fails_the_step() {
     assert_eq!(*world.state("w"), StepState::Failed { reason });
 }
 
+/// What makes no sense is refused, and the step stays as it is: nothing of it may break the run.
+#[test]
+fn a_wait_that_can_not_begin_can_not_be_tried_again() {
+    for on_failure in [OnFailure::Pause, OnFailure::Continue] {
+        let mut w = waiting("w", &[], PlannedWait::Until { moment: "{{ inputs.environment }}".to_owned() });
+        w.on_failure = on_failure;
+        let mut world = World::new(simple(vec![w, step("other", &[])]));
+        let before = world.state("w").clone();
+        for command in [
+            Command::RetryStep { step: "w".into(), reason: "again".to_owned() },
+            Command::ResolveStep {
+                step: "w".into(),
+                resolution: Resolution::Retry,
+                reason: "again".to_owned(),
+                output: None,
+            },
+            Command::Resume { reason: "again".to_owned() },
+        ] {
+            let refused = world.try_command(&command);
+            assert!(matches!(refused, Err(Rejection::Forbidden { .. })), "{command:?}: {refused:?}");
+        }
+        assert_eq!(*world.state("w"), before);
+        world.command(&Command::Pause { reason: "look".to_owned() });
+        world.command(&Command::Resume { reason: "a pause ends all the same".to_owned() });
+    }
+}
+
 #[test]
 fn a_signal_ends_the_wait_and_brings_its_output() {
     let wait = common::for_signal("approved", None);

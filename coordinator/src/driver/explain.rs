@@ -1,8 +1,10 @@
 //! What a run waits for: what its state says, and what only placement knows.
 
-use muster_engine::run::{Outstanding, WaitingSubject};
+use jiff::Timestamp;
+use muster_engine::run::{Outstanding, Waiting, WaitingSubject, event::Subject};
+use tracing::warn;
 
-use super::{Shared, entry::RunEntry, errors};
+use super::{Shared, entry::RunEntry, errors, run_task::RunTask};
 use crate::{control::Explanation, registry::placement::Wish};
 
 impl Shared {
@@ -62,5 +64,19 @@ impl Shared {
             }
         });
         cut_off.into_iter().chain(waiting).collect()
+    }
+}
+
+impl RunTask {
+    /// The owner is told by the log: whoever watches it sees what waits, again and again.
+    pub(super) fn remind(&self, subject: &Subject, now: Timestamp) {
+        let is_meant = |waiting: &Waiting| match (subject, &waiting.subject) {
+            (Subject::Step { step }, WaitingSubject::Step(of)) => step == of,
+            (Subject::Run, WaitingSubject::Run | WaitingSubject::Gate(_)) => true,
+            (Subject::Step { .. } | Subject::Run, _) => false,
+        };
+        let Some(waiting) = self.run.explain(now).into_iter().find(is_meant) else { return };
+        let Waiting { subject, waits_for, on_whom, since, hint, .. } = waiting;
+        warn!(run_id = %self.entry.id, owner = self.run.plan.owner, %since, "{subject} waits for {waits_for} (on {on_whom}): {hint}");
     }
 }

@@ -10,10 +10,10 @@ use jiff::Timestamp;
 use muster_bus::message::AttemptKey;
 use muster_engine::{
     ids::{Actor, InstanceId, StepId},
-    run::{Command, Event, Outstanding, Run, Touched, Waiting, WaitingSubject, event::Subject, state::StepState},
+    run::{Command, Event, Outstanding, Run, Touched, state::StepState},
 };
 use tokio::{sync::mpsc, task::AbortHandle};
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::{
     Shared,
@@ -386,18 +386,6 @@ impl RunTask {
             debug!(run_id = %self.entry.id, "run ended");
             self.shared.runs.ended(&self.entry);
         }
-    }
-
-    /// The owner is told by the log: whoever watches it sees what waits, again and again.
-    fn remind(&self, subject: &Subject, now: Timestamp) {
-        let is_meant = |waiting: &Waiting| match (subject, &waiting.subject) {
-            (Subject::Step { step }, WaitingSubject::Step(of)) => step == of,
-            (Subject::Run, WaitingSubject::Run | WaitingSubject::Gate(_)) => true,
-            (Subject::Step { .. } | Subject::Run, _) => false,
-        };
-        let Some(waiting) = self.run.explain(now).into_iter().find(is_meant) else { return };
-        let Waiting { subject, waits_for, on_whom, since, hint, .. } = waiting;
-        warn!(run_id = %self.entry.id, owner = self.run.plan.owner, %since, "{subject} waits for {waits_for} (on {on_whom}): {hint}");
     }
 
     /// Most turns change nothing that a list says.

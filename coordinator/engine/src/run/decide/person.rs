@@ -78,7 +78,8 @@ pub(super) fn resume(run: &Run, reason: &str, now: Timestamp) -> Result<Vec<Even
     }
     for i in &run.awake {
         if matches!(run.steps[*i].state, StepState::Asking { kind: QuestionKind::Failed, .. }) {
-            events.push(again(run, *i, Purpose::Run, reason, now));
+            // What can't begin goes on asking.
+            events.extend(again(run, *i, Purpose::Run, reason, now).ok());
         }
     }
     if events.is_empty() {
@@ -104,9 +105,11 @@ pub(super) fn signal(run: &Run, signal: &str, payload: &Arc<Value>) -> Result<Ve
 pub(super) fn retry(run: &Run, id: &StepId, reason: &str, now: Timestamp) -> Result<Vec<Event>, Rejection> {
     let i = known(run, id)?;
     match &run.steps[i].state {
-        StepState::Asking { kind: QuestionKind::UndoFailed, .. } => Ok(vec![again(run, i, Purpose::Undo, reason, now)]),
-        StepState::Asking { .. } => Ok(vec![again(run, i, Purpose::Run, reason, now)]),
-        StepState::Failed { .. } if may_go_on(run, i) => Ok(vec![again(run, i, Purpose::Run, reason, now)]),
+        StepState::Asking { kind: QuestionKind::UndoFailed, .. } => {
+            Ok(vec![again(run, i, Purpose::Undo, reason, now)?])
+        }
+        StepState::Asking { .. } => Ok(vec![again(run, i, Purpose::Run, reason, now)?]),
+        StepState::Failed { .. } if may_go_on(run, i) => Ok(vec![again(run, i, Purpose::Run, reason, now)?]),
         StepState::Failed { .. } => Err(Rejection::Forbidden {
             what: "retrying the step",
             state: format!("{}, and the step's phase is over", run_state(run)),
@@ -151,7 +154,7 @@ pub(super) fn resolve(run: &Run, id: &StepId, answer: &Answer<'_>, now: Timestam
         Resolution::Retry if !undoing && run.state != RunState::Running => {
             return Err(Rejection::Forbidden { what: "retrying the step", state: run_state(run) });
         }
-        Resolution::Retry => return Ok(vec![again(run, i, purpose, answer.reason, now)]),
+        Resolution::Retry => return Ok(vec![again(run, i, purpose, answer.reason, now)?]),
         Resolution::Succeeded if undoing => StepNext::Undone,
         Resolution::Succeeded => StepNext::Succeeded,
         Resolution::Skip if undoing && step.done => StepNext::Succeeded,
@@ -169,10 +172,24 @@ fn word_counts(run: &Run, i: usize, now: Timestamp) -> bool {
     })
 }
 
-fn again(run: &Run, i: usize, purpose: Purpose, reason: &str, now: Timestamp) -> Event {
+/// A wait that can't begin (its moment is none) is as it was: to try again is refused.
+fn again(run: &Run, i: usize, purpose: Purpose, reason: &str, now: Timestamp) -> Result<Event, Rejection> {
     let at = StepAt::new(run, i, now);
-    let answer = Answer { resolution: Resolution::Retry, reason, output: None };
-    resolved(&at.planned.id, &answer, if purpose == Purpose::Run { at.begun() } else { at.queued(purpose, now, "") })
+    let next = if purpose == Purpose::Run { at.begun() } else { at.queued(purpose, now, "") };
+    match next {
+        StepNext::Failed { reason: why } | StepNext::Asking { question: why, .. } => {
+            Err(Rejection::Forbidden { what: "retrying the step", state: why })
+        }
+        StepNext::Queued { .. }
+        | StepNext::Waiting { .. }
+        | StepNext::Succeeded
+        | StepNext::Skipped { .. }
+        | StepNext::Cancelled
+        | StepNext::Undone => {
+            let answer = Answer { resolution: Resolution::Retry, reason, output: None };
+            Ok(resolved(&at.planned.id, &answer, next))
+        }
+    }
 }
 
 fn resolved(id: &StepId, answer: &Answer<'_>, next: StepNext) -> Event {

@@ -34,17 +34,12 @@ fn running(run: &Run, fresh: &Touched, now: Timestamp) -> Vec<Event> {
     if let Some((i, reason)) = failed.filter(|_| run.pause.is_none()) {
         return give_up(run, &format!("step {} failed: {reason}", run.plan.steps[i].id));
     }
-    let skipped = skip_dependents(run, fresh);
-    if !skipped.is_empty() {
-        return skipped;
-    }
-    let signalled = signalled(run, fresh);
-    if !signalled.is_empty() {
-        return signalled;
-    }
-    let judged = judge_conditions(run, fresh, now);
-    if !judged.is_empty() {
-        return judged;
+    // All that follows from what is fresh, at once: it is looked at this one time. None of them is about a step of another.
+    let mut events = skip_dependents(run, fresh);
+    events.extend(signalled(run, fresh));
+    events.extend(judge_conditions(run, fresh, now));
+    if !events.is_empty() {
+        return events;
     }
     if run.pause.is_some() {
         return Vec::new();
