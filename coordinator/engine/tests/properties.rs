@@ -46,7 +46,7 @@ fn build(knobs: &[Knobs], undo_on_cancel: bool, gate: u8) -> Plan {
         step.queue_timeout_ms = (flags & 3 == 3).then_some(1_200_000);
         step.retry.max_attempts = 2;
         match flags >> 5 {
-            1 if flags & 0b11 == 0 => {
+            1 if flags % 4 == 0 => {
                 common::waits(&mut step, PlannedWait::Until { moment: "{{ inputs.environment }}".to_owned() });
             }
             2 => common::waits(&mut step, PlannedWait::For { ms: 120_000 }),

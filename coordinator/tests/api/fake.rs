@@ -19,9 +19,9 @@ use muster_coordinator::control::{
 use muster_engine::{
     ids::{Actor, AgentName, Digest, InstanceId, Namespace, RunId, StepId},
     plan::Plan,
-    playbook::{Finding, Level},
+    playbook::Finding,
     run::{
-        Command, Fence, Rejection, Run, RunStarted, Turn,
+        Command, Fence, Run, RunStarted, Turn,
         event::{Event, Outcome},
         state::MilestoneState,
     },
@@ -29,7 +29,13 @@ use muster_engine::{
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::harness::plan_of;
+use self::{
+    lines::{digest_of, error, findings, parse, rejected},
+    lists::{follow, page},
+};
+
+mod lines;
+mod lists;
 
 pub(crate) const AGENT: &str = "infra-1";
 
@@ -56,22 +62,6 @@ struct Held {
     run: Arc<Run>,
     events: Vec<RunChange>,
     by: Actor,
-}
-
-fn error(kind: Kind, code: &'static str, message: &str) -> ControlError {
-    ControlError { kind, code, message: message.to_owned(), hint: "look again".to_owned(), findings: Vec::new() }
-}
-
-fn rejected(rejection: &Rejection) -> ControlError {
-    match rejection {
-        Rejection::UnknownStep(_) => error(Kind::NotFound, "STEP_NOT_FOUND", &rejection.to_string()),
-        Rejection::UnknownSignal(_) => error(Kind::NotFound, "SIGNAL_NOT_FOUND", &rejection.to_string()),
-        Rejection::RunEnded
-        | Rejection::Forbidden { .. }
-        | Rejection::UnknownAttempt { .. }
-        | Rejection::Broken(_)
-        | Rejection::Conflict { .. } => error(Kind::FailedPrecondition, "STATE_FORBIDS", &rejection.to_string()),
-    }
 }
 
 impl Fake {
@@ -229,52 +219,6 @@ fn agent(name: &str) -> AgentView {
         actions: vec![("tls.certificate".to_owned(), "1.0.0".to_owned())],
         software: "test 1".to_owned(),
     }
-}
-
-fn findings(yaml: &str) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for (line, text) in (1..).zip(yaml.lines()) {
-        let words: Vec<_> = text.split_whitespace().collect();
-        let fine = matches!(words[..], ["playbook", _] if line == 1) || matches!(words[..], ["step" | "ask", _]);
-        if !fine {
-            findings.push(Finding {
-                level: Level::Error,
-                code: "LINE_UNKNOWN",
-                message: format!("`{text}` is nothing"),
-                path: format!("line[{line}]"),
-                line,
-                column: 1,
-                hint: "write `step <id>`".to_owned(),
-            });
-        }
-    }
-    findings
-}
-
-fn parse(yaml: &str) -> Result<Plan, ControlError> {
-    let findings = findings(yaml);
-    if !findings.is_empty() {
-        let mut bad = error(Kind::Invalid, "PLAYBOOK_INVALID", "the playbook has errors");
-        bad.findings = findings;
-        return Err(bad);
-    }
-    let mut words = yaml.split_whitespace().skip(1).step_by(2);
-    let name = words.next().unwrap_or_default();
-    let ids: Vec<(&str, bool)> =
-        yaml.lines().skip(1).filter_map(|l| l.split_once(' ')).map(|(kind, id)| (id.trim(), kind == "ask")).collect();
-    Ok(plan_of(name, &digest_of(yaml), &ids))
-}
-
-/// Not sha256, but of its form, and as distinct as the lengths and sums of tests are.
-fn digest_of(text: &str) -> Digest {
-    let sum = text.bytes().fold(7_u64, |sum, b| sum.wrapping_mul(31).wrapping_add(u64::from(b)));
-    Digest::from(format!("sha256:{sum:064x}"))
-}
-
-fn page<T: Clone>(items: Vec<(String, T)>, size: usize, token: &str) -> Page<T> {
-    let rest: Vec<_> = items.into_iter().skip_while(|(key, _)| !token.is_empty() && key.as_str() <= token).collect();
-    let next = if rest.len() > size { rest[size - 1].0.clone() } else { String::new() };
-    Page { items: rest.into_iter().take(size).map(|(_, item)| item).collect(), next_page_token: next }
 }
 
 #[async_trait]
@@ -564,36 +508,4 @@ impl Control for Fake {
         agent.state = "DRAINING";
         Ok(agent.clone())
     }
-}
-
-/// A growing list as a stream, from an index on.
-fn follow<T: Clone + Send + 'static>(
-    fake: &Fake,
-    id: RunId,
-    next: usize,
-    list: fn(&State, &RunId) -> Vec<T>,
-    ends: impl Fn(&T) -> bool + Send + 'static,
-) -> Watch<T> {
-    let mut changed = fake.changed.subscribe();
-    let state = Arc::clone(&fake.state);
-    let (sender, receiver) = tokio::sync::mpsc::channel(1);
-    tokio::spawn(async move {
-        let mut next = next;
-        loop {
-            changed.borrow_and_update();
-            let items = list(&state.lock().unwrap(), &id);
-            for item in items.into_iter().skip(next) {
-                next += 1;
-                let over = ends(&item);
-                if sender.send(Ok(item)).await.is_err() || over {
-                    return;
-                }
-            }
-            tokio::select! {
-                seen = changed.changed() => if seen.is_err() { return },
-                () = sender.closed() => return,
-            }
-        }
-    });
-    tokio_stream::wrappers::ReceiverStream::new(receiver).boxed()
 }
