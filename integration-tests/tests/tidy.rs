@@ -15,9 +15,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("muster-bus", &[]),
     ("muster-engine", &[]),
     ("muster-agent", &["muster-bus"]),
-    ("muster-infra", &["muster-agent", "muster-bus"]),
-    ("muster-integration", &["muster-agent", "muster-bus"]),
-    ("muster-deployment", &["muster-agent", "muster-bus"]),
+    ("muster-kit", &["muster-agent", "muster-bus"]),
+    ("muster-infra", &["muster-agent", "muster-kit", "muster-bus"]),
+    ("muster-integration", &["muster-agent", "muster-kit", "muster-bus"]),
+    ("muster-deployment", &["muster-agent", "muster-kit", "muster-bus"]),
     ("muster-coordinator", &["muster-engine", "muster-bus", "muster-proto"]),
     (
         "muster",

@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{
+use muster_kit::{
     bound::within,
     measure::{ms_since, observation},
     net, params,

@@ -17,7 +17,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::template::{MARK, MARK_PATH, SiteParams};
-use crate::{
+use muster_kit::{
     bound::{blocking, until, within},
     files::{self, Before},
     measure::{ms, observation},

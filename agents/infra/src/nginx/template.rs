@@ -6,7 +6,7 @@ use muster_agent::ActionError;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::params::{absolute, plain};
+use muster_kit::params::{absolute, plain};
 
 /// Parameters of `nginx.site`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -113,7 +113,7 @@ impl SiteParams {
 
     /// The configuration. Same parameters, same text.
     pub(super) fn render(&self) -> Rendered {
-        let mark = format!("{MARK}{}", &crate::files::digest(self.text("").as_bytes())[..16]);
+        let mark = format!("{MARK}{}", &muster_kit::files::digest(self.text("").as_bytes())[..16]);
         Rendered { text: self.text(&mark), mark }
     }
 

@@ -13,7 +13,7 @@ use super::{
     ini::Ini,
     settings::{ConfigureParams, PoolMode},
 };
-use crate::{
+use muster_kit::{
     bound::blocking,
     files::{self, Before},
     params,

@@ -5,10 +5,8 @@ use std::collections::BTreeMap;
 use muster_agent::{ActionError, Context};
 use tokio_postgres::SimpleQueryRow;
 
-use crate::{
-    bound::within,
-    postgres::{Client, Target, refused_connection, refused_credentials, said},
-};
+use crate::postgres::{Client, Target, refused_connection, refused_credentials, said};
+use muster_kit::bound::within;
 
 /// A connection to the console.
 pub(super) struct Console<'a> {

@@ -15,11 +15,11 @@ use serde_json::Value;
 use tokio::{sync::Barrier, task::JoinSet};
 
 use super::console::Console;
-use crate::{
+use crate::postgres::{Dsn, Target, said};
+use muster_kit::{
     bound::within,
     measure::{Errors, Latencies, ms_since, observation, percent},
     params,
-    postgres::{Dsn, Target, said},
 };
 
 /// Lets many clients, all connected at once, do transactions through the pool; says how many succeeded, how fast, and how

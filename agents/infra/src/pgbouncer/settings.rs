@@ -7,10 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ini::Ini;
-use crate::{
-    params::{absolute, plain},
-    postgres::Dsn,
-};
+use crate::postgres::Dsn;
+use muster_kit::params::{absolute, plain};
 
 /// Parameters of `pgbouncer.configure`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::{Config, NoTls, SimpleQueryMessage, SimpleQueryRow, error::SqlState};
 
-use crate::secret::Password;
+use muster_kit::secret::Password;
 
 /// Where a database is and who asks. Connections are made without TLS.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 
 use super::client::{Dsn, Target, refused_credentials, said};
-use crate::{
+use muster_kit::{
     bound::within,
     measure::{Errors, Latencies, ms_since, observation, percent},
     params,

@@ -19,7 +19,7 @@ use super::{
     inspect::shown,
     issue,
 };
-use crate::{
+use muster_kit::{
     bound::{blocking, until},
     files::{self, Before},
     measure::observation,

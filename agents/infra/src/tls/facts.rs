@@ -34,7 +34,7 @@ pub(super) fn facts(der: &CertificateDer<'_>) -> Result<Facts, String> {
         days_left: (seconds - Timestamp::now().as_second()).div_euclid(86_400),
         subject: cert.subject().to_string(),
         issuer: cert.issuer().to_string(),
-        fingerprint: crate::files::digest(der),
+        fingerprint: muster_kit::files::digest(der),
     })
 }
 
@@ -55,7 +55,7 @@ pub(super) fn judge(chain: &[CertificateDer<'static>], roots: &RootCertStore, na
     let Ok(parsed) = ParsedCertificate::try_from(leaf) else {
         return both("the certificate can't be read");
     };
-    let algorithms = crate::net::provider().signature_verification_algorithms;
+    let algorithms = muster_kit::net::provider().signature_verification_algorithms;
     let chain =
         verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, UnixTime::now(), algorithms.all)
             .map_err(|e| e.to_string());

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::facts::{facts, judge};
-use crate::{bound::within, measure::observation, net, params};
+use muster_kit::{bound::within, measure::observation, net, params};
 
 /// Looks at the certificate that a server shows. A certificate that is expired, for another name or from an unknown
 /// authority is what it found, not an error; no TLS at all is one.

@@ -6,7 +6,7 @@ use muster_agent::{ActionError, Context};
 
 /// The answer of `work`, or [`ActionError::Retry`] when it takes longer than `limit_ms` or the attempt is cancelled.
 /// `what` completes the sentence "no answer from …".
-pub(crate) async fn within<T>(
+pub async fn within<T>(
     ctx: &Context,
     limit_ms: u64,
     what: &str,
@@ -22,7 +22,7 @@ pub(crate) async fn within<T>(
 }
 
 /// Asks again every `every_ms` until `ready` says yes. At the limit: [`ActionError::Retry`] with what it said last.
-pub(crate) async fn until<F, A>(
+pub async fn until<F, A>(
     ctx: &Context,
     limit_ms: u64,
     every_ms: u64,
@@ -59,7 +59,7 @@ fn stopped(what: &str) -> ActionError {
 }
 
 /// Runs `work` (files, keys) off the async threads.
-pub(crate) async fn blocking<T: Send + 'static>(
+pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ActionError> + Send + 'static,
 ) -> Result<T, ActionError> {
     match tokio::task::spawn_blocking(work).await {

@@ -22,7 +22,7 @@ const LARGEST: u64 = 1024 * 1024;
 
 /// A file as it was before the first change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Before {
+pub struct Before {
     path: PathBuf,
     /// `None`: there was no file.
     was: Option<Was>,
@@ -37,7 +37,7 @@ struct Was {
 
 impl Before {
     /// What is at `path` (behind a symbolic link: at its target). Changes nothing.
-    pub(crate) fn of(path: &Path) -> Result<Self, ActionError> {
+    pub fn of(path: &Path) -> Result<Self, ActionError> {
         let path = followed(path);
         let Some(content) = read(&path)? else { return Ok(Self { path, was: None }) };
         let meta = fs::metadata(&path).map_err(|e| failed("read", &path, &e))?;
@@ -48,7 +48,7 @@ impl Before {
     }
 
     /// Makes the copy that [`Self::restore`] will use. Without effect once it is there.
-    pub(crate) fn keep(&self) -> Result<(), ActionError> {
+    pub fn keep(&self) -> Result<(), ActionError> {
         let Some(was) = &self.was else { return Ok(()) };
         if matches!(read(&was.kept)?, Some(kept) if digest(&kept) == was.sha256) {
             return Ok(());
@@ -67,7 +67,7 @@ impl Before {
     }
 
     /// What is in the file at this moment, `None` where there is none.
-    pub(crate) fn content(&self) -> Result<Option<Vec<u8>>, ActionError> {
+    pub fn content(&self) -> Result<Option<Vec<u8>>, ActionError> {
         read(&self.path)
     }
 
@@ -75,7 +75,7 @@ impl Before {
     ///
     /// # Errors
     /// [`ActionError::NeedsPerson`] when the kept copy is gone or not what it was.
-    pub(crate) fn restore(&self) -> Result<bool, ActionError> {
+    pub fn restore(&self) -> Result<bool, ActionError> {
         let now = Self::of(&self.path)?;
         if now == *self {
             return Ok(false);
@@ -103,12 +103,12 @@ impl Before {
 }
 
 /// Puts all of them back; `true` when any was changed.
-pub(crate) fn restore_all(files: &[Before]) -> Result<bool, ActionError> {
+pub fn restore_all(files: &[Before]) -> Result<bool, ActionError> {
     files.iter().try_fold(false, |changed, file| Ok(changed | file.restore()?))
 }
 
 /// The content, `None` where there is no file.
-pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, ActionError> {
+pub fn read(path: &Path) -> Result<Option<Vec<u8>>, ActionError> {
     match fs::metadata(path) {
         Ok(meta) if !meta.is_file() => {
             return Err(ActionError::permanent(format!("{} is not a file", path.display())));
@@ -128,13 +128,13 @@ pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, ActionError> {
 }
 
 /// The permission bits of a file.
-pub(crate) fn mode(path: &Path) -> Result<u32, ActionError> {
+pub fn mode(path: &Path) -> Result<u32, ActionError> {
     fs::metadata(path).map(|meta| meta.mode() & 0o7777).map_err(|e| failed("read", path, &e))
 }
 
 /// Writes the file whole: at any moment, also after a crash, a reader sees the old content or the new one. The file keeps
 /// its owner; a new one gets its folder's owner where this process may give it away.
-pub(crate) fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), ActionError> {
+pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), ActionError> {
     let path = followed(path);
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let temporary = folder(&path).join(format!(".{name}.muster-new"));
@@ -185,7 +185,7 @@ fn folder(path: &Path) -> &Path {
 }
 
 /// SHA-256 in lower-case hex.
-pub(crate) fn digest(content: &[u8]) -> String {
+pub fn digest(content: &[u8]) -> String {
     use std::fmt::Write as _;
     Sha256::digest(content).iter().fold(String::with_capacity(64), |mut hex, byte| {
         let _ = write!(hex, "{byte:02x}");

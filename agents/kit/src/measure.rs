@@ -9,39 +9,39 @@ use muster_bus::message::Observation;
 
 /// Latencies of one kind, in milliseconds.
 #[derive(Debug, Default)]
-pub(crate) struct Latencies(Vec<f64>);
+pub struct Latencies(Vec<f64>);
 
 impl Latencies {
     /// Takes them in.
-    pub(crate) fn extend(&mut self, more: impl IntoIterator<Item = f64>) {
+    pub fn extend(&mut self, more: impl IntoIterator<Item = f64>) {
         self.0.extend(more);
         self.0.sort_by(f64::total_cmp);
     }
 
     /// The value that `percent` of them do not exceed (nearest rank); `None` of none.
-    pub(crate) fn percentile(&self, percent: usize) -> Option<f64> {
+    pub fn percentile(&self, percent: usize) -> Option<f64> {
         let rank = (self.0.len() * percent).div_ceil(100).max(1);
         self.0.get(rank - 1).copied()
     }
 
     /// How many.
-    pub(crate) fn count(&self) -> u64 {
+    pub fn count(&self) -> u64 {
         self.0.len() as u64
     }
 }
 
 /// Since then, in milliseconds, to the microsecond.
-pub(crate) fn ms_since(start: Instant) -> f64 {
+pub fn ms_since(start: Instant) -> f64 {
     ms(start.elapsed())
 }
 
 /// In milliseconds, to the microsecond.
-pub(crate) fn ms(time: Duration) -> f64 {
+pub fn ms(time: Duration) -> f64 {
     (time.as_secs_f64() * 1_000_000.0).round() / 1000.0
 }
 
 /// `part` of `whole` in percent, to two places; 0 of nothing.
-pub(crate) fn percent(part: u64, whole: u64) -> f64 {
+pub fn percent(part: u64, whole: u64) -> f64 {
     if whole == 0 {
         return 0.0;
     }
@@ -50,19 +50,19 @@ pub(crate) fn percent(part: u64, whole: u64) -> f64 {
 }
 
 /// A measurement.
-pub(crate) fn observation(source: &str, name: &str, value: f64, unit: &str, samples: Option<u64>) -> Observation {
+pub fn observation(source: &str, name: &str, value: f64, unit: &str, samples: Option<u64>) -> Observation {
     Observation { name: name.into(), value, unit: unit.into(), samples, at_ms: None, source: source.into() }
 }
 
 /// Errors by text, each with how often: at most eight texts.
 #[derive(Debug, Default)]
-pub(crate) struct Errors(BTreeMap<String, u64>);
+pub struct Errors(BTreeMap<String, u64>);
 
 impl Errors {
     const TEXTS: usize = 8;
 
     /// Counts one.
-    pub(crate) fn add(&mut self, text: String) {
+    pub fn add(&mut self, text: String) {
         if self.0.len() < Self::TEXTS || self.0.contains_key(&text) {
             *self.0.entry(text).or_default() += 1;
         } else {
@@ -71,7 +71,7 @@ impl Errors {
     }
 
     /// All of them.
-    pub(crate) fn into_map(self) -> BTreeMap<String, u64> {
+    pub fn into_map(self) -> BTreeMap<String, u64> {
         self.0
     }
 }

@@ -9,12 +9,12 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// The parameters as their type, or a permanent error that names the field.
-pub(crate) fn read<T: DeserializeOwned>(with: &Value) -> Result<T, ActionError> {
+pub fn read<T: DeserializeOwned>(with: &Value) -> Result<T, ActionError> {
     T::deserialize(with).map_err(|e| ActionError::permanent(format!("wrong parameters: {e}")))
 }
 
 /// A spec with the schemas of the parameters `P` and the output `O`; the promises are still all off.
-pub(crate) fn spec<P: JsonSchema, O: JsonSchema>(name: &str, summary: &str) -> ActionSpec {
+pub fn spec<P: JsonSchema, O: JsonSchema>(name: &str, summary: &str) -> ActionSpec {
     ActionSpec {
         summary: summary.into(),
         params_schema: Some(schemars::schema_for!(P).to_value()),
@@ -24,7 +24,7 @@ pub(crate) fn spec<P: JsonSchema, O: JsonSchema>(name: &str, summary: &str) -> A
 }
 
 /// A spec of something that only looks: it changes nothing, may be repeated and may run beside others.
-pub(crate) fn probe_spec<P: JsonSchema, O: JsonSchema>(name: &str, summary: &str) -> ActionSpec {
+pub fn probe_spec<P: JsonSchema, O: JsonSchema>(name: &str, summary: &str) -> ActionSpec {
     ActionSpec {
         idempotent: true,
         concurrent_safe: true,
@@ -35,17 +35,17 @@ pub(crate) fn probe_spec<P: JsonSchema, O: JsonSchema>(name: &str, summary: &str
 }
 
 /// A spec of something that changes files of this host, can tell whether they are right, and can put them back.
-pub(crate) fn change_spec<P: JsonSchema, O: JsonSchema>(name: &str, summary: &str) -> ActionSpec {
+pub fn change_spec<P: JsonSchema, O: JsonSchema>(name: &str, summary: &str) -> ActionSpec {
     ActionSpec { idempotent: true, undoable: true, checkable: true, ..spec::<P, O>(name, summary) }
 }
 
 /// An output as JSON.
-pub(crate) fn output<T: serde::Serialize>(output: &T) -> Value {
+pub fn output<T: serde::Serialize>(output: &T) -> Value {
     serde_json::to_value(output).expect("outputs are plain structs with string keys")
 }
 
 /// Refuses a relative path: it would mean something else for each agent.
-pub(crate) fn absolute(field: &str, path: &Path) -> Result<(), ActionError> {
+pub fn absolute(field: &str, path: &Path) -> Result<(), ActionError> {
     if path.is_absolute() {
         return Ok(());
     }
@@ -53,7 +53,7 @@ pub(crate) fn absolute(field: &str, path: &Path) -> Result<(), ActionError> {
 }
 
 /// Refuses text that could end the line or the quotes that it is written into.
-pub(crate) fn plain(field: &str, text: &str, also: &str) -> Result<(), ActionError> {
+pub fn plain(field: &str, text: &str, also: &str) -> Result<(), ActionError> {
     let fits = |c: char| c.is_ascii_alphanumeric() || also.contains(c);
     match text.chars().find(|c| !fits(*c)) {
         None if !text.is_empty() => Ok(()),

@@ -19,7 +19,7 @@ pub struct Server {
 
 impl Server {
     /// Sends SIGHUP where it runs and says so; one that does not run will read its files when it starts.
-    pub(crate) fn reload_if_running(&self) -> Result<bool, ActionError> {
+    pub fn reload_if_running(&self) -> Result<bool, ActionError> {
         match self.reload() {
             Ok(()) => Ok(true),
             Err(ActionError::Retry { .. }) => Ok(false),
@@ -31,7 +31,7 @@ impl Server {
     ///
     /// # Errors
     /// [`ActionError::Retry`] when nginx keeps its former workers for ten seconds.
-    pub(crate) async fn reload_and_wait(&self, ctx: &Context) -> Result<bool, ActionError> {
+    pub async fn reload_and_wait(&self, ctx: &Context) -> Result<bool, ActionError> {
         let former = if self.process == "nginx" { self.children() } else { Vec::new() };
         let runs = self.reload_if_running()?;
         let left = || std::future::ready(if have_left(&former) { Ok(()) } else { Err(KEPT_WORKERS.into()) });
@@ -43,7 +43,7 @@ impl Server {
     ///
     /// # Errors
     /// [`ActionError::Retry`] when it is not running, [`ActionError::NeedsPerson`] when this user may not signal it.
-    pub(crate) fn reload(&self) -> Result<(), ActionError> {
+    pub fn reload(&self) -> Result<(), ActionError> {
         let pid = self.pid()?;
         kill_process(pid, Signal::HUP).map_err(|e| match e {
             rustix::io::Errno::PERM => ActionError::needs_person(format!(
@@ -56,7 +56,7 @@ impl Server {
     }
 
     /// The pids of its children; empty when it does not run.
-    pub(crate) fn children(&self) -> Vec<u32> {
+    pub fn children(&self) -> Vec<u32> {
         let Ok(parent) = self.pid() else { return Vec::new() };
         let parent = parent.as_raw_nonzero().to_string();
         let Ok(all) = std::fs::read_dir("/proc") else { return Vec::new() };
@@ -73,7 +73,7 @@ impl Server {
     ///
     /// # Errors
     /// [`ActionError::Retry`] when it is not running.
-    pub(crate) fn pid(&self) -> Result<Pid, ActionError> {
+    pub fn pid(&self) -> Result<Pid, ActionError> {
         crate::params::absolute("pid_file", &self.pid_file)?;
         let file = self.pid_file.display();
         let text = std::fs::read_to_string(&self.pid_file).map_err(|e| {
@@ -97,7 +97,7 @@ impl Server {
 
 /// Whether none of the workers that were there before a reload takes connections any more: each is gone, or says that it is
 /// shutting down. Until then both generations do, and one answer of the new one proves nothing.
-pub(crate) fn have_left(former: &[u32]) -> bool {
+pub fn have_left(former: &[u32]) -> bool {
     former
         .iter()
         .map(|pid| title(*pid))
@@ -111,19 +111,19 @@ fn title(pid: u32) -> String {
 }
 
 /// For messages: a reload that nginx did not do.
-pub(crate) const KEPT_WORKERS: &str = "workers with the former configuration still take connections; see nginx' log";
+pub const KEPT_WORKERS: &str = "workers with the former configuration still take connections; see nginx' log";
 const SETTLE_MS: u64 = 10_000;
 
 /// What a program printed, and whether it ended with 0.
-pub(crate) struct Ended {
+pub struct Ended {
     /// Exit code 0.
-    pub(crate) good: bool,
+    pub good: bool,
     /// Standard output, then standard error; at most 4 KiB of each.
-    pub(crate) text: String,
+    pub text: String,
 }
 
 /// Runs a program to its end; it is ended when `limit_ms` is over or the attempt is cancelled.
-pub(crate) async fn run(ctx: &Context, limit_ms: u64, program: &Path, args: &[String]) -> Result<Ended, ActionError> {
+pub async fn run(ctx: &Context, limit_ms: u64, program: &Path, args: &[String]) -> Result<Ended, ActionError> {
     let name = program.display().to_string();
     let command = ctx.command(name.as_str()).args(args).limit(4096);
     let output = crate::bound::within(ctx, limit_ms, &name, command.output()).await??;

@@ -24,7 +24,7 @@ impl Password {
     ///
     /// # Errors
     /// [`ActionError::NeedsPerson`] when it is named but can't be had.
-    pub(crate) fn get(&self, ctx: &Context) -> Result<Option<String>, ActionError> {
+    pub fn get(&self, ctx: &Context) -> Result<Option<String>, ActionError> {
         if let Some(name) = &self.secret {
             let found = ctx.voice.secret(name).ok_or_else(|| {
                 ActionError::needs_person(format!("the secret {name:?} is not known here; give it to this agent"))

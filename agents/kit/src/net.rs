@@ -14,12 +14,12 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
 
 /// The one TLS implementation used here; no process-wide default has to be installed.
-pub(crate) fn provider() -> Arc<CryptoProvider> {
+pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
 /// Whom to trust: the certificates in `ca_file`, or the system's.
-pub(crate) fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, ActionError> {
+pub fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, ActionError> {
     let mut roots = RootCertStore::empty();
     let Some(path) = ca_file else {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -36,17 +36,17 @@ pub(crate) fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, ActionError
 }
 
 /// The certificates in a PEM text, in its order; what is none is left out.
-pub(crate) fn certificates(pem: &[u8]) -> Vec<CertificateDer<'static>> {
+pub fn certificates(pem: &[u8]) -> Vec<CertificateDer<'static>> {
     CertificateDer::pem_slice_iter(pem).filter_map(Result::ok).collect()
 }
 
 /// A client that refuses whoever is not vouched for by `roots`.
-pub(crate) fn trusting(roots: RootCertStore) -> ClientConfig {
+pub fn trusting(roots: RootCertStore) -> ClientConfig {
     builder().with_root_certificates(roots).with_no_client_auth()
 }
 
 /// A client that refuses nobody, and what the other side showed it: for looking, never for sending anything.
-pub(crate) fn looking() -> (ClientConfig, Arc<Shown>) {
+pub fn looking() -> (ClientConfig, Arc<Shown>) {
     let shown = Arc::new(Shown::default());
     let config = builder().dangerous().with_custom_certificate_verifier(Arc::clone(&shown) as _).with_no_client_auth();
     (config, shown)
@@ -60,11 +60,11 @@ fn builder() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier> {
 
 /// The certificates that the other side showed.
 #[derive(Debug, Default)]
-pub(crate) struct Shown(Mutex<Vec<CertificateDer<'static>>>);
+pub struct Shown(Mutex<Vec<CertificateDer<'static>>>);
 
 impl Shown {
     /// The leaf first.
-    pub(crate) fn chain(&self) -> Vec<CertificateDer<'static>> {
+    pub fn chain(&self) -> Vec<CertificateDer<'static>> {
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 }
