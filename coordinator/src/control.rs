@@ -120,7 +120,7 @@ pub struct RunSummary {
     pub namespace: Namespace,
     /// The playbook's name.
     pub playbook: String,
-    /// `RUNNING`, `WAITING`, `PAUSED`, `CANCELLING`, `ROLLING_BACK`, `SUCCEEDED`, `FAILED`, `CANCELLED`, `QUARANTINED`.
+    /// `RUNNING`, `WAITING`, `PAUSED`, `CANCELLING`, `ROLLING_BACK`, `FINISHING`, `SUCCEEDED`, `FAILED`, `CANCELLED`, `QUARANTINED`.
     pub state: &'static str,
     /// As [`state_reason`], cut to what a line holds.
     pub state_reason: String,
@@ -139,7 +139,7 @@ pub fn run_state(run: &Run) -> &'static str {
         RunState::Ended { outcome: RunOutcome::Succeeded, .. } => return "SUCCEEDED",
         RunState::Ended { outcome: RunOutcome::Failed, .. } => return "FAILED",
         RunState::Ended { outcome: RunOutcome::Cancelled, .. } => return "CANCELLED",
-        RunState::Running | RunState::Cancelling | RunState::RollingBack => {}
+        RunState::Running | RunState::Cancelling | RunState::RollingBack | RunState::Finishing { .. } => {}
     }
     let asked = run.pause.as_ref().is_some_and(|p| p.question.is_some());
     if asked || run.awake.iter().any(|i| matches!(run.steps[*i].state, StepState::Asking { .. })) {
@@ -151,6 +151,7 @@ pub fn run_state(run: &Run) -> &'static str {
     match run.state {
         RunState::Cancelling => "CANCELLING",
         RunState::RollingBack => "ROLLING_BACK",
+        RunState::Finishing { .. } => "FINISHING",
         RunState::Running | RunState::Ended { .. } => "RUNNING",
     }
 }
@@ -184,6 +185,7 @@ pub fn state_reason(run: &Run) -> String {
     match &run.state {
         RunState::Cancelling => run.cancel.as_ref().map(|c| c.reason.clone()).unwrap_or_default(),
         RunState::RollingBack => run.rollback.as_ref().map(|r| r.reason.clone()).unwrap_or_default(),
+        RunState::Finishing { reason, .. } => reason.clone(),
         RunState::Running | RunState::Ended { .. } => String::new(),
     }
 }

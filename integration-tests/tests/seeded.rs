@@ -71,6 +71,20 @@ const FAULTS: &[Fault] = &[
         red: ("lost", "a_probe_that_finds_nothing_leads_to_a_new_try_or_to_a_question"),
     },
     Fault {
+        what: "forget what is done always: a run that was stopped just ends",
+        file: "run/decide/progress.rs",
+        find: "    if steps.is_empty() { ended(outcome, reason) }",
+        plant: "    if !steps.is_empty() { ended(outcome, reason) }",
+        red: ("always", "after_a_failure_it_comes_last_once_all_is_taken_back"),
+    },
+    Fault {
+        what: "do once more, at the end, what may have run",
+        file: "run/decide/progress.rs",
+        find: "StepState::Cancelled => !began || planned.action.facts.idempotent,",
+        plant: "StepState::Cancelled => true,",
+        red: ("always", "a_try_that_was_lost_is_done_again_only_where_that_does_no_harm"),
+    },
+    Fault {
         what: "end an attempt by the clock before its agent has had its grace",
         file: "policy/timeout.rs",
         find: "    after(start_until, timeout_ms.saturating_add(GRACE_MS))",

@@ -43,7 +43,7 @@ pub(crate) fn run_tone(state: v1::run::State) -> Tone {
     use v1::run::State;
     match state {
         State::Succeeded => Tone::Good,
-        State::Waiting | State::Paused | State::Cancelling | State::RollingBack => Tone::Warn,
+        State::Waiting | State::Paused | State::Cancelling | State::RollingBack | State::Finishing => Tone::Warn,
         State::Failed | State::Cancelled | State::Quarantined => Tone::Bad,
         State::Unspecified | State::Running => Tone::Plain,
     }
@@ -83,6 +83,7 @@ pub(crate) fn has_ended(state: v1::run::State) -> bool {
         | State::Paused
         | State::Cancelling
         | State::RollingBack
+        | State::Finishing
         | State::Quarantined => false,
     }
 }

@@ -111,7 +111,7 @@ pub struct PlannedStep {
     pub name: String,
     /// Index into [`Plan::phases`].
     pub phase: usize,
-    /// Indexes of steps (all smaller than this step's own) that must have succeeded or been skipped.
+    /// Indexes of steps (all smaller than this step's own) that must have succeeded or been skipped; for an `always` step: that must be over.
     pub needs: Vec<usize>,
     /// CEL; false skips the step.
     pub when: Option<String>,
@@ -139,6 +139,9 @@ pub struct PlannedStep {
     /// Whether the run fails with it. Not with [`OnFailure::Undo`] if it is false.
     #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
     pub critical: bool,
+    /// It is done whatever becomes of what it needs, and after a walk back or a cancellation too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub always: bool,
     /// A second look by another action, after every success and every loss.
     pub verify: Option<PlannedVerify>,
     /// How it is taken back.

@@ -207,6 +207,22 @@ fn a_step_that_waits_for_a_signal_and_one_that_waits_for_a_time() {
 }
 
 #[test]
+fn steps_that_are_done_whatever_happens() {
+    for on_failure in [OnFailure::Undo, OnFailure::Pause, OnFailure::Continue] {
+        let mut plan = planned(&[vec![], vec![0], vec![1]], on_failure, OnCancel::Undo);
+        plan.steps[1].always = true;
+        plan.steps[2].always = on_failure != OnFailure::Continue;
+        let seen = explore(plan, 1, 1);
+        report(&format!("always {on_failure:?}"), &seen);
+        assert!(seen.states > 100, "the search has looked at too little");
+    }
+    let mut plan = planned(&[vec![], vec![0]], OnFailure::Undo, OnCancel::Undo);
+    plan.steps[1].always = true;
+    plan.steps[1].action.facts.idempotent = false;
+    report("always, not idempotent", &explore(plan, 2, 2));
+}
+
+#[test]
 fn steps_that_may_be_done_twice_at_once() {
     let mut plan = planned(&[vec![], vec![0]], OnFailure::Undo, OnCancel::Undo);
     plan.steps[1].action.facts.concurrent_safe = true;

@@ -184,6 +184,36 @@ spec:
 }
 
 #[test]
+fn what_is_done_always_comes_after_all_else_of_its_phase_where_it_names_nothing() {
+    let document = "apiVersion: muster.dev/v1
+kind: Playbook
+metadata: {name: always, owner: devops}
+spec:
+  defaults: {agent: {role: infra}}
+  phases:
+    - id: first
+      steps:
+        - {id: told, action: tls.inspect, always: true, when: 'steps.b.output.days_left > 1'}
+        - {id: named, action: tls.inspect, always: true, needs: [a]}
+        - {id: a, action: tls.inspect}
+        - {id: b, action: tls.inspect}
+        - {id: behind, action: tls.inspect, needs: [told]}
+    - id: second
+      steps:
+        - {id: c, action: tls.inspect}
+";
+    let plan = plan(document, Value::Null).unwrap();
+    let needs = |id: &str| -> Vec<&str> {
+        let step = plan.steps.iter().find(|s| s.id.as_str() == id).unwrap();
+        step.needs.iter().map(|n| plan.steps[*n].id.as_str()).collect()
+    };
+    assert_eq!((needs("told"), needs("named"), needs("behind")), (vec!["a", "b"], vec!["a"], vec!["told"]));
+    let json = serde_json::to_value(&plan).unwrap();
+    let always: Vec<_> = json["steps"].as_array().unwrap().iter().map(|s| s.get("always").is_some()).collect();
+    assert_eq!(always.iter().filter(|a| **a).count(), 2, "a plan without it has its old digest");
+}
+
+#[test]
 fn the_same_plan_has_the_same_digest() {
     let one = plan(ROLLOUT, json!({"domain": "shop.example"})).unwrap();
     let same = plan(ROLLOUT, json!({"environment": "dev", "domain": "shop.example"})).unwrap();

@@ -31,7 +31,7 @@ struct Line {
 /// How a history is made.
 type Scenario = (&'static str, fn() -> World);
 
-const SCENARIOS: [Scenario; 7] = [
+const SCENARIOS: [Scenario; 8] = [
     ("rollout-with-verify-and-gate", rollout),
     ("retries-then-walk-back", retries_then_walk_back),
     ("lost-then-probed", lost_then_probed),
@@ -39,6 +39,7 @@ const SCENARIOS: [Scenario; 7] = [
     ("stuck-gate", stuck_gate),
     ("waits-and-a-step-that-is-not-critical", waits),
     ("accepted-loss-then-resumed", accepted_loss),
+    ("always-after-a-walk-back", always_last),
 ];
 
 fn rollout() -> World {
@@ -103,6 +104,28 @@ fn lost_then_probed() -> World {
     world.go_to(70).assign_to("only", "infra-1-b");
     world.go_to(71).finish("only", ok(json!({ "path": "x" })));
     world.command(&Command::Finish { fence: late, outcome: ok(json!({ "path": "late" })) });
+    world
+}
+
+fn always_last() -> World {
+    let mut off = step("page_off", &[1]);
+    off.always = true;
+    let mut told = step("told", &[]);
+    (told.always, told.when) = (true, Some("inputs.environment == 'dev'".to_owned()));
+    let mut world = World::new(simple(vec![step("page_on", &[]), step("deploy", &[0]), off, told, step("z", &[2])]));
+    world.go_to(1).change("page_on");
+    world.go_to(2).change("deploy");
+    world.go_to(3).change("page_off");
+    world.go_to(4).assign("z");
+    world.finish("z", failed(FailureKind::Permanent));
+    for step in ["page_off", "deploy", "page_on"] {
+        world.succeed(step);
+    }
+    world.go_to(5).assign("page_off");
+    world.finish("page_off", failed(FailureKind::Retry));
+    world.assign_soon("page_off");
+    world.prepare("page_off", json!("was on"));
+    world.finish("page_off", ok(json!({})));
     world
 }
 

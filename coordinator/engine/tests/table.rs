@@ -17,7 +17,7 @@ use muster_engine::{
             AttemptAssigned, AttemptEnd, EndedBy, FailureKind, NotStarted, Outcome, Purpose, QuestionKind, StatusNote,
             StepNext, Subject,
         },
-        state::StepState,
+        state::{RunState, StepState},
     },
 };
 use serde_json::json;
@@ -47,6 +47,15 @@ fn waiting_to_be_undone() -> World {
     world.change("o");
     world.assign("p");
     world.finish("p", failed(FailureKind::Permanent));
+    world
+}
+
+/// A run that is over but for `s`, which is done always.
+fn coming_last(build: fn(&mut World)) -> World {
+    let mut world = world(|s| s.always = true);
+    world.assign("o");
+    world.finish("o", failed(FailureKind::Permanent));
+    build(&mut world);
     world
 }
 
@@ -106,6 +115,15 @@ fn states() -> Vec<(&'static str, World)> {
             }),
         ),
         ("undone", walking(|w| drop(w.succeed("s")))),
+        ("queued (last)", coming_last(|_| {})),
+        ("active (last)", coming_last(|w| drop(w.assign("s")))),
+        (
+            "asking (last)",
+            coming_last(|w| {
+                w.assign("s");
+                w.finish("s", failed(FailureKind::NeedsPerson));
+            }),
+        ),
     ]
 }
 
@@ -117,14 +135,15 @@ fn name(run: &Run) -> String {
         return "to be undone".to_owned();
     }
     let undo = if step.live_attempt().is_some_and(|(_, a)| a.purpose == Purpose::Undo) { " (undo)" } else { "" };
+    let last = if matches!(run.state, RunState::Finishing { .. }) { " (last)" } else { "" };
     match &step.state {
         StepState::Pending => "pending".to_owned(),
-        StepState::Queued { purpose: Purpose::Run, .. } => "queued".to_owned(),
+        StepState::Queued { purpose: Purpose::Run, .. } => format!("queued{last}"),
         StepState::Queued { purpose, .. } => format!("queued ({})", format!("{purpose:?}").to_lowercase()),
-        StepState::Active => format!("active{undo}"),
+        StepState::Active => format!("active{undo}{last}"),
         StepState::Waiting { .. } => "waiting".to_owned(),
         StepState::Asking { kind: QuestionKind::UndoFailed, .. } => "asking (undo)".to_owned(),
-        StepState::Asking { .. } => "asking".to_owned(),
+        StepState::Asking { .. } => format!("asking{last}"),
         StepState::Succeeded => "succeeded".to_owned(),
         StepState::Failed { .. } => "failed".to_owned(),
         StepState::Skipped { .. } => "skipped".to_owned(),

@@ -7,8 +7,18 @@ use crate::{
     control::RunFilter,
 };
 
-const STATES: [&str; 9] =
-    ["RUNNING", "WAITING", "PAUSED", "CANCELLING", "ROLLING_BACK", "SUCCEEDED", "FAILED", "CANCELLED", "QUARANTINED"];
+const STATES: [&str; 10] = [
+    "RUNNING",
+    "WAITING",
+    "PAUSED",
+    "CANCELLING",
+    "ROLLING_BACK",
+    "FINISHING",
+    "SUCCEEDED",
+    "FAILED",
+    "CANCELLED",
+    "QUARANTINED",
+];
 const MAX_LENGTH: usize = 1_000;
 
 /// Read a filter. Empty: everything.

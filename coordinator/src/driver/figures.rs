@@ -75,7 +75,8 @@ impl Figures {
             | Event::RunResumed { .. }
             | Event::CancelRequested { .. }
             | Event::RollbackRequested { .. }
-            | Event::RollbackStarted { .. } => {}
+            | Event::RollbackStarted { .. }
+            | Event::FinishStarted { .. } => {}
         }
     }
 }

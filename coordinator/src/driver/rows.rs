@@ -21,8 +21,9 @@ pub(super) const QUARANTINED: &str = "QUARANTINED";
 
 /// The stored word as the constant it was.
 fn state_word(stored: &str) -> &'static str {
-    let words = ["RUNNING", "WAITING", "PAUSED", "CANCELLING", "ROLLING_BACK", "SUCCEEDED", "FAILED", "CANCELLED"];
-    words.into_iter().find(|w| *w == stored).unwrap_or(QUARANTINED)
+    let open = ["RUNNING", "WAITING", "PAUSED", "CANCELLING", "ROLLING_BACK", "FINISHING"];
+    let mut words = open.into_iter().chain(["SUCCEEDED", "FAILED", "CANCELLED"]);
+    words.find(|w| *w == stored).unwrap_or(QUARANTINED)
 }
 
 /// Longest reason in a list, in characters.
@@ -59,7 +60,7 @@ pub(super) fn summary_of(row: RunRow, held: Option<View>) -> RunSummary {
 pub(super) fn ended_at(run: &Run) -> Option<Timestamp> {
     match &run.state {
         RunState::Ended { at, .. } => Some(*at),
-        RunState::Running | RunState::Cancelling | RunState::RollingBack => None,
+        RunState::Running | RunState::Cancelling | RunState::RollingBack | RunState::Finishing { .. } => None,
     }
 }
 

@@ -237,6 +237,7 @@ fn step_of(index: usize, id: &str, ask: bool) -> PlannedStep {
         on_lost: OnLost::Ask,
         on_failure: if ask { OnFailure::Pause } else { OnFailure::Undo },
         critical: true,
+        always: false,
         wait: None,
         verify: None,
         undo: PlannedUndo::Irreversible,

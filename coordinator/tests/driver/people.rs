@@ -19,7 +19,9 @@ use crate::harness::{Agent, House, chain, ns, operator, playbook, succeeded};
 fn outcome_of(run: &muster_engine::run::Run) -> RunOutcome {
     match &run.state {
         RunState::Ended { outcome, .. } => *outcome,
-        RunState::Running | RunState::Cancelling | RunState::RollingBack => panic!("not ended: {:?}", run.state),
+        RunState::Running | RunState::Cancelling | RunState::RollingBack | RunState::Finishing { .. } => {
+            panic!("not ended: {:?}", run.state)
+        }
     }
 }
 

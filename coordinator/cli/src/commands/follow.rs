@@ -208,6 +208,7 @@ async fn finish(app: &App, client: &Client, run: &v1::Run) -> Result<Exit> {
         | State::Paused
         | State::Cancelling
         | State::RollingBack
+        | State::Finishing
         | State::Quarantined => Err(waits(client, run, &why("it needs a person")).await),
     }
 }

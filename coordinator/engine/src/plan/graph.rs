@@ -4,6 +4,8 @@ use std::collections::{BTreeSet, VecDeque};
 
 use petgraph::{Direction, algo::tarjan_scc, prelude::DiGraphMap};
 
+use crate::playbook::schema::Step;
+
 /// Who needs whom, by index.
 #[derive(Debug, Default)]
 pub(crate) struct Graph {
@@ -24,6 +26,24 @@ impl Graph {
     /// `who` needs `what`.
     pub(crate) fn add(&mut self, who: usize, what: usize) {
         self.graph.add_edge(what, who, ());
+    }
+
+    /// What an `always` step needs that names nothing: every other step of its phase that is not `always`, but for those
+    /// that need it themselves.
+    pub(crate) fn add_unsaid(&mut self, steps: &[(usize, &Step)]) {
+        let mut unsaid = Vec::new();
+        for (who, (phase, step)) in steps.iter().enumerate().filter(|(_, (_, s))| s.always && s.needs.is_empty()) {
+            for (what, _) in steps.iter().enumerate().filter(|(_, (p, other))| p == phase && !other.always) {
+                let mut needed = vec![false; steps.len()];
+                self.mark_ancestors(what, &mut needed);
+                if !needed[who] && step.id != steps[what].1.id {
+                    unsaid.push((who, what));
+                }
+            }
+        }
+        for (who, what) in unsaid {
+            self.add(who, what);
+        }
     }
 
     /// Every node after all it needs, and otherwise in the order of the indexes. Nodes on cycles are left out.
@@ -62,7 +82,8 @@ impl Graph {
         }
     }
 
-    fn needs(&self, node: usize) -> impl Iterator<Item = usize> + '_ {
+    /// What `node` needs itself.
+    pub(crate) fn needs(&self, node: usize) -> impl Iterator<Item = usize> + '_ {
         self.graph.neighbors_directed(node, Direction::Incoming)
     }
 

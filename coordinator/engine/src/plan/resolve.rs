@@ -122,6 +122,7 @@ impl Resolver<'_> {
                 graph.add(index, need);
             }
         }
+        graph.add_unsaid(&all);
         // Phases stand one after another in the document, and no step needs one of a later phase: sorting by phase
         // afterwards, stably, keeps every step behind its needs.
         let mut order = graph.order();
@@ -134,9 +135,8 @@ impl Resolver<'_> {
             .iter()
             .map(|index| {
                 let (phase, step) = all[*index];
-                let mut needs: Vec<usize> = step.needs.iter().filter_map(at).map(|need| places[need]).collect();
+                let mut needs: Vec<usize> = graph.needs(*index).map(|need| places[need]).collect();
                 needs.sort_unstable();
-                needs.dedup();
                 let settled = step.settled(&self.playbook.spec, &self.playbook.spec.phases[phase]);
                 self.step(phase, &settled, needs)
             })
@@ -175,6 +175,7 @@ impl Resolver<'_> {
             on_lost: step.on_lost.map(OnLost::from).unwrap_or_default(),
             on_failure: step.on_failure.map(OnFailure::from).unwrap_or_default(),
             critical: step.critical.unwrap_or(true),
+            always: step.always,
             verify,
             undo,
         })

@@ -281,6 +281,8 @@ impl Lint<'_> {
                 }
             }
         }
+        let steps: Vec<_> = self.steps.iter().map(|placed| (placed.phase, placed.step)).collect();
+        graph.add_unsaid(&steps);
         for cycle in graph.cycles() {
             let ids: Vec<&str> =
                 cycle.iter().chain([&cycle[0]]).map(|index| self.steps[*index].step.id.as_str()).collect();

@@ -170,8 +170,11 @@ pub struct Step {
     pub on_failure: Option<OnFailure>,
     /// Whether the run fails with it; true where nothing is said.
     pub critical: Option<bool>,
-    /// Not supported yet: whether it is done after a failure too.
-    pub always: Option<NotYet<bool>>,
+    /// Whether it is done after a failure or a cancellation too, once its phase has begun; then it is the last thing before the
+    /// run ends. It waits for what it needs to be over, however that ended; where it names nothing, for all other steps of
+    /// its phase that are not `always`.
+    #[serde(default)]
+    pub always: bool,
     /// A second look by another action.
     pub verify: Option<Verify>,
     /// How it is taken back; `auto` where nothing is said.

@@ -14,7 +14,7 @@ use super::{
     },
 };
 use crate::{
-    ids::{Actor, PhaseId, StepId},
+    ids::{Actor, AttemptNumber, PhaseId, StepId},
     plan::PlannedPhase,
     policy::{deadline, timeout},
 };
@@ -132,9 +132,8 @@ impl Run {
             Event::ReportArrivedStale { .. } => Ok(()),
             Event::OwnerReminded { subject, next_at } => self.owner_reminded(subject, *next_at, touched),
             Event::GateJudged { phase, verdict, criteria } => {
-                let phase = self.active_phase(phase, touched)?;
-                phase.gate = Some(Gate { verdict: *verdict, criteria: criteria.clone(), at });
-                Ok(())
+                let gate = Gate { verdict: *verdict, criteria: criteria.clone(), at };
+                self.active_phase(phase, touched).map(|phase| phase.gate = Some(gate))
             }
             Event::SignalReceived { signal, payload } => self.signal_received(signal, payload, touched),
             Event::PhaseEnded { phase, outcome } => self.phase_ended(at, phase, *outcome, touched),
@@ -149,12 +148,9 @@ impl Run {
                 self.run_paused(Pause { reason, question, since: at, remind_at: *remind_at }, touched)
             }
             Event::RecordsLost { attempts_from, reason, question, remind_at } => {
-                refuse(*attempts_from < self.attempts_from, "numbers of attempts that may have been used")?;
-                self.attempts_from = *attempts_from;
                 let (reason, question) = (reason.clone(), Some(question.clone()));
-                self.pause = Some(Pause { reason, question, since: at, remind_at: *remind_at });
-                touched.run = true;
-                Ok(())
+                let pause = Pause { reason, question, since: at, remind_at: *remind_at };
+                self.records_lost(*attempts_from, pause, touched)
             }
             Event::RunResumed { reason: _ } => self.run_resumed(at, touched),
             Event::CancelRequested { reason, undo, force } => {
@@ -163,9 +159,12 @@ impl Run {
             }
             Event::RollbackRequested { reason } => self.rollback_requested(at, reason, touched),
             Event::RollbackStarted { reason, steps, irreversible } => {
-                let remaining = steps.iter().map(|s| self.known(s)).collect::<Result<_, _>>()?;
-                let irreversible = irreversible.iter().map(|s| self.known(s)).collect::<Result<_, _>>()?;
+                let (remaining, irreversible) = (self.all_known(steps)?, self.all_known(irreversible)?);
                 self.rollback_started(Rollback { reason: reason.clone(), remaining, irreversible, since: at }, touched)
+            }
+            Event::FinishStarted { outcome, reason, steps } => {
+                let (steps, reason) = (self.all_known::<Vec<_>>(steps)?, reason.clone());
+                self.finish_started(at, RunState::Finishing { outcome: *outcome, reason }, &steps, touched)
             }
             Event::RunEnded { outcome, reason, outputs } => {
                 self.run_ended(at, *outcome, reason, touched);
@@ -284,7 +283,7 @@ impl Run {
     fn cancel_requested(&mut self, at: Timestamp, cancel: Cancel, touched: &mut Touched) -> Result<(), String> {
         let again = match self.state {
             RunState::Running => false,
-            RunState::Cancelling | RunState::RollingBack => true,
+            RunState::Cancelling | RunState::RollingBack | RunState::Finishing { .. } => true,
             RunState::Ended { .. } => return Err("the run has ended".into()),
         };
         refuse(again && !cancel.force, "the run is being cancelled or walked back already")?;
@@ -298,6 +297,14 @@ impl Run {
 
     fn run_paused(&mut self, pause: Pause, touched: &mut Touched) -> Result<(), String> {
         refuse(self.pause.is_some(), "the run is paused already")?;
+        self.pause = Some(pause);
+        touched.run = true;
+        Ok(())
+    }
+
+    fn records_lost(&mut self, from: AttemptNumber, pause: Pause, touched: &mut Touched) -> Result<(), String> {
+        refuse(from < self.attempts_from, "numbers of attempts that may have been used")?;
+        self.attempts_from = from;
         self.pause = Some(pause);
         touched.run = true;
         Ok(())
@@ -327,6 +334,27 @@ impl Run {
         self.state = RunState::RollingBack;
         self.rollback = Some(rollback);
         touched.run = true;
+        Ok(())
+    }
+
+    fn finish_started(
+        &mut self,
+        at: Timestamp,
+        finishing: RunState,
+        steps: &[usize],
+        touched: &mut Touched,
+    ) -> Result<(), String> {
+        refuse(self.does_steps(), "nothing has stopped the run")?;
+        refuse(!self.awake.is_empty(), "something else is not over")?;
+        refuse(steps.is_empty() || !steps.iter().all(|i| self.may_come_last(*i)), "the steps do not come last")?;
+        self.state = finishing;
+        touched.run = true;
+        for i in steps {
+            self.revive(*i, at, touched);
+        }
+        for i in steps {
+            self.queue_if_ready(*i, at, touched);
+        }
         Ok(())
     }
 
@@ -392,6 +420,10 @@ impl Run {
 
     fn known(&self, id: &StepId) -> Result<usize, String> {
         self.step_index(id).ok_or_else(|| format!("the plan has no step {id}"))
+    }
+
+    fn all_known<'a, C: FromIterator<usize>>(&self, ids: impl IntoIterator<Item = &'a StepId>) -> Result<C, String> {
+        ids.into_iter().map(|id| self.known(id)).collect()
     }
 
     fn known_phase(&self, id: &PhaseId) -> Result<usize, String> {

@@ -148,6 +148,7 @@ fn run_state(run: &Run) -> String {
         RunState::Running => "the run is running",
         RunState::Cancelling => "the run is being cancelled",
         RunState::RollingBack => "the run is being walked back",
+        RunState::Finishing { .. } => "the run does its last steps",
         RunState::Ended { .. } => "the run has ended",
     }
     .to_owned()

@@ -222,6 +222,15 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
         irreversible: BTreeSet<StepId>,
     },
+    /// All that was to be done or taken back is over: `always` steps that have not been done come last.
+    FinishStarted {
+        /// How the run ends after them.
+        outcome: RunOutcome,
+        /// Why, for people.
+        reason: String,
+        /// The steps.
+        steps: Vec<StepId>,
+    },
     /// The last event of a run, but for stale reports.
     RunEnded {
         /// How.
@@ -263,6 +272,7 @@ impl Event {
             Self::CancelRequested { .. } => "cancel_requested",
             Self::RollbackRequested { .. } => "rollback_requested",
             Self::RollbackStarted { .. } => "rollback_started",
+            Self::FinishStarted { .. } => "finish_started",
             Self::RunEnded { .. } => "run_ended",
         }
     }

@@ -229,7 +229,7 @@ impl Run {
                 (format!("the end of its {what} (attempt {number}){said}"), "nothing has to be done")
             }
         };
-        let told_to_stop = self.state == RunState::Cancelling && attempt.purpose != Purpose::Undo;
+        let told_to_stop = self.tells_to_stop(i, attempt.purpose);
         let next_action = if told_to_stop {
             "the agent is told to stop; without a word from it, the attempt counts as ended"
         } else {
@@ -296,6 +296,7 @@ impl Run {
         let doing = match self.state {
             RunState::Cancelling => "is being cancelled",
             RunState::RollingBack => "is walked back",
+            RunState::Finishing { .. } => "does its last steps",
             RunState::Running | RunState::Ended { .. } => return None,
         };
         let next_action = match milestone.due_at {

@@ -86,7 +86,10 @@ impl Run {
                 ensure(!self.signals.keys().any(|s| step.waits_for(s)), "waits for a signal that has come")?;
             }
             StepState::Undone => ensure(step.prepared.is_empty(), "is undone with undo data left")?,
-            StepState::Pending => ensure(step.attempts.is_empty(), "has attempts and has not begun")?,
+            StepState::Pending => ensure(
+                step.attempts.is_empty() || matches!(self.state, RunState::Finishing { .. }),
+                "has attempts and has not begun",
+            )?,
             StepState::Active
             | StepState::Asking { .. }
             | StepState::Failed { .. }
@@ -95,7 +98,10 @@ impl Run {
         }
         let began = step.attempts.iter().any(|a| !matches!(a.end, Some((_, AttemptEnd::NotStarted { .. }))));
         ensure(
-            !began || self.state != RunState::Running || planned.needs.iter().all(|n| self.was_met(*n)),
+            !began
+                || planned.always
+                || self.state != RunState::Running
+                || planned.needs.iter().all(|n| self.was_met(*n)),
             "has begun before what it needs",
         )
     }
@@ -139,7 +145,7 @@ impl Run {
         if self.has_ended() {
             return self.check_end();
         }
-        let walking_back = self.rollback.as_ref();
+        let walking_back = self.rollback.as_ref().filter(|_| self.state == RunState::RollingBack);
         if let Some(rollback) = walking_back {
             let listed = |i: &usize| rollback.remaining.contains(i);
             if !self.awake.iter().all(listed) {
@@ -160,6 +166,12 @@ impl Run {
         }
         let pending_is_reachable = match self.state {
             RunState::Running => true,
+            RunState::Finishing { .. } => {
+                let last = |(s, planned): (&std::sync::Arc<super::state::Step>, &crate::plan::PlannedStep)| {
+                    planned.always || !super::apply::step::is_open(&s.state)
+                };
+                self.steps.iter().zip(&self.plan.steps).all(last)
+            }
             RunState::Cancelling | RunState::RollingBack | RunState::Ended { .. } => {
                 !self.steps.iter().any(|s| s.state == StepState::Pending)
             }

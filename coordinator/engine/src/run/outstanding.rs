@@ -224,7 +224,7 @@ impl Run {
                 if now < attempt.dispatch_until && number >= self.attempts_from {
                     all.push(Outstanding::Dispatch(Box::new(self.dispatch(i, number))));
                 }
-                if self.state == RunState::Cancelling && attempt.purpose != Purpose::Undo {
+                if self.tells_to_stop(i, attempt.purpose) {
                     all.push(Outstanding::CancelAttempt(CancelAttempt {
                         index: i,
                         step: self.plan.steps[i].id.clone(),
@@ -244,6 +244,11 @@ impl Run {
             | StepState::Cancelled
             | StepState::Undone => {}
         }
+    }
+
+    /// Whether the agent is told to stop an attempt: not what is done whatever happens.
+    pub(super) fn tells_to_stop(&self, i: usize, purpose: Purpose) -> bool {
+        self.state == RunState::Cancelling && purpose != Purpose::Undo && !self.plan.steps[i].always
     }
 
     fn place(&self, i: usize, purpose: Purpose) -> Place {

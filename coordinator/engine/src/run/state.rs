@@ -76,6 +76,13 @@ pub enum RunState {
     Cancelling,
     /// Steps are undone, one by one, once all attempts of other steps have ended.
     RollingBack,
+    /// What was to be done is over, or taken back: the `always` steps that have not been done come last.
+    Finishing {
+        /// How the run ends after them.
+        outcome: RunOutcome,
+        /// Why, for people.
+        reason: String,
+    },
     /// It is over.
     Ended {
         /// How.
@@ -373,6 +380,14 @@ impl Run {
     pub(crate) fn fails_with(&self, i: usize) -> Option<&str> {
         let decides = self.plan.steps[i].on_failure == OnFailure::Undo && self.state == RunState::Running;
         self.counts_as_failed(i).filter(|_| decides)
+    }
+
+    /// Whether steps are done now, rather than stopped or taken back.
+    pub(crate) fn does_steps(&self) -> bool {
+        match self.state {
+            RunState::Running | RunState::Finishing { .. } => true,
+            RunState::Cancelling | RunState::RollingBack | RunState::Ended { .. } => false,
+        }
     }
 
     /// It is over.

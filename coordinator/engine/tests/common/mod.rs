@@ -60,6 +60,7 @@ pub fn step(id: &str, needs: &[usize]) -> PlannedStep {
         on_lost: OnLost::Probe,
         on_failure: OnFailure::Undo,
         critical: true,
+        always: false,
         wait: None,
         verify: None,
         undo: PlannedUndo::Auto,
@@ -289,7 +290,7 @@ impl World {
     pub fn ended(&self) -> Option<muster_engine::run::event::RunOutcome> {
         match &self.run.state {
             RunState::Ended { outcome, .. } => Some(*outcome),
-            RunState::Running | RunState::Cancelling | RunState::RollingBack => None,
+            RunState::Running | RunState::Cancelling | RunState::RollingBack | RunState::Finishing { .. } => None,
         }
     }
 

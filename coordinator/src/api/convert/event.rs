@@ -97,6 +97,7 @@ impl<'a> About<'a> {
             | Event::CancelRequested { .. }
             | Event::RollbackRequested { .. }
             | Event::RollbackStarted { .. }
+            | Event::FinishStarted { .. }
             | Event::RunEnded { .. } => Self::default(),
         }
     }
@@ -155,6 +156,10 @@ fn sentence(event: &Event) -> String {
         Event::CancelRequested { reason, force: true, .. } => format!("forced cancellation: {reason}"),
         Event::RollbackRequested { reason, .. } => format!("walk back, once everything at work has ended: {reason}"),
         Event::RollbackStarted { reason, steps, .. } => format!("walk back over {} steps: {reason}", steps.len()),
+        Event::FinishStarted { reason, steps, .. } => {
+            let steps: Vec<_> = steps.iter().map(muster_engine::ids::StepId::as_str).collect();
+            format!("last, whatever happened: {}; {reason}", steps.join(", "))
+        }
         Event::RunEnded { outcome, reason, .. } if reason.is_empty() => format!("run {}", run_text(*outcome)),
         Event::RunEnded { outcome, reason, .. } => format!("run {}: {reason}", run_text(*outcome)),
     }

@@ -46,7 +46,7 @@ pub fn run(run: &Run) -> pb::Run {
         update_time: Some(to_time(run.updated_at)),
         end_time: match &run.state {
             RunState::Ended { at, .. } => Some(to_time(*at)),
-            RunState::Running | RunState::Cancelling | RunState::RollingBack => None,
+            RunState::Running | RunState::Cancelling | RunState::RollingBack | RunState::Finishing { .. } => None,
         },
         phases,
         steps,
@@ -149,7 +149,11 @@ fn phase_of(run: &Run, run_name: &str, phase: &Phase, planned: &PlannedPhase) ->
     };
     let since = match &run.state {
         RunState::Ended { at, .. } if state == pb::phase::State::Cancelled => *at,
-        RunState::Ended { .. } | RunState::Running | RunState::Cancelling | RunState::RollingBack => phase.since,
+        RunState::Ended { .. }
+        | RunState::Running
+        | RunState::Cancelling
+        | RunState::RollingBack
+        | RunState::Finishing { .. } => phase.since,
     };
     pb::Phase {
         id: planned.id.to_string(),

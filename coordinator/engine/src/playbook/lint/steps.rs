@@ -109,7 +109,6 @@ impl Lint<'_> {
                 ("forEach", step.for_each.is_some()),
                 ("matrix", step.matrix.is_some()),
                 ("maxParallel", step.max_parallel.is_some()),
-                ("always", step.always.is_some()),
             ],
         );
     }

@@ -17,19 +17,23 @@ use crate::{
 };
 
 impl Run {
-    /// Whether a step that is pending could start: everything it needs is done.
+    /// Whether a step that is pending could start: everything it needs is done, or over for one that is done always.
     pub(crate) fn needs_are_met(&self, planned: &PlannedStep) -> bool {
-        planned.needs.iter().all(|n| {
-            self.steps.get(*n).is_some_and(|s| matches!(s.state, StepState::Succeeded | StepState::Skipped { .. }))
-        })
+        let met = |s: &Step| matches!(s.state, StepState::Succeeded | StepState::Skipped { .. });
+        planned
+            .needs
+            .iter()
+            .all(|n| self.steps.get(*n).is_some_and(|s| met(s) || (planned.always && !is_open(&s.state))))
     }
 
     /// Whether a step waits for nothing but a look at its `when`.
     pub(crate) fn is_ready(&self, i: usize, planned: &PlannedStep) -> bool {
-        self.state == RunState::Running
-            && self.steps.get(i).is_some_and(|s| s.state == StepState::Pending)
-            && self.phases.get(planned.phase).is_some_and(|p| p.state == PhaseState::Active)
-            && self.needs_are_met(planned)
+        let may_begin = match self.state {
+            RunState::Running => self.phases.get(planned.phase).is_some_and(|p| p.state == PhaseState::Active),
+            RunState::Finishing { .. } => planned.always,
+            RunState::Cancelling | RunState::RollingBack | RunState::Ended { .. } => false,
+        };
+        may_begin && self.steps.get(i).is_some_and(|s| s.state == StepState::Pending) && self.needs_are_met(planned)
     }
 
     pub(super) fn queue_if_ready(&mut self, i: usize, at: Timestamp, touched: &mut Touched) {
@@ -46,8 +50,7 @@ impl Run {
     pub(super) fn enter(&mut self, i: usize, at: Timestamp, next: StepState, touched: &mut Touched) {
         let step = Arc::make_mut(&mut self.steps[i]);
         let was_open = is_open(&step.state);
-        let (open, awake, unblocks) =
-            (is_open(&next), is_awake(&next), matches!(next, StepState::Succeeded | StepState::Skipped { .. }));
+        let (open, awake) = (is_open(&next), is_awake(&next));
         step.queued_since = match &next {
             StepState::Queued { not_before, .. } => step.queued_since.or(Some(*not_before)),
             StepState::Active => step.queued_since,
@@ -75,7 +78,7 @@ impl Run {
         if !awake && let Some(rollback) = &mut self.rollback {
             rollback.remaining.retain(|r| *r != i);
         }
-        if unblocks && self.state == RunState::Running {
+        if !open && self.does_steps() {
             let plan = Arc::clone(&self.plan);
             for dependent in plan.facts().dependents(i) {
                 self.queue_if_ready(*dependent, at, touched);
@@ -143,6 +146,30 @@ impl Run {
         self.done_count += 1;
     }
 
+    /// Whether a step that was left out, or taken back, has its turn at the end.
+    pub(super) fn may_come_last(&self, i: usize) -> bool {
+        match self.steps[i].state {
+            StepState::Cancelled | StepState::Undone => self.plan.steps[i].always,
+            StepState::Pending
+            | StepState::Queued { .. }
+            | StepState::Active
+            | StepState::Waiting { .. }
+            | StepState::Asking { .. }
+            | StepState::Succeeded
+            | StepState::Failed { .. }
+            | StepState::Skipped { .. } => false,
+        }
+    }
+
+    /// The step begins anew, with all its tries.
+    pub(super) fn revive(&mut self, i: usize, at: Timestamp, touched: &mut Touched) {
+        let step = Arc::make_mut(&mut self.steps[i]);
+        step.forgiven_attempts = u32::try_from(step.attempts.len()).unwrap_or(u32::MAX);
+        step.excluded.clear();
+        (step.done, step.output) = (false, None);
+        self.enter(i, at, StepState::Pending, touched);
+    }
+
     pub(super) fn signal_received(
         &mut self,
         signal: &str,
@@ -172,7 +199,7 @@ impl Run {
             StepState::Active => step.live_attempt().is_some_and(|(_, a)| a.purpose == Purpose::Undo),
             StepState::Waiting { .. } => false,
             StepState::Failed { .. } => {
-                refuse(self.state != RunState::Running, "the run is over but for its walk back")?;
+                refuse(!self.does_steps(), "the run is over but for its walk back")?;
                 refuse(matches!(next, StepNext::Failed { .. }), "the step has failed already")?;
                 false
             }
@@ -394,7 +421,7 @@ pub(crate) fn is_awake(state: &StepState) -> bool {
     }
 }
 
-fn is_open(state: &StepState) -> bool {
+pub(crate) fn is_open(state: &StepState) -> bool {
     match state {
         StepState::Pending
         | StepState::Queued { .. }

@@ -12,7 +12,7 @@ use crate::{
     run::{
         Run, eval,
         event::{AttemptEnd, EndedBy, FailureKind, NotStarted, Outcome, Purpose, QuestionKind, StepNext},
-        state::{Attempt, RunState, Step},
+        state::{Attempt, Step},
     },
 };
 
@@ -34,7 +34,7 @@ impl<'a> StepAt<'a> {
     pub(super) fn finished(&self, purpose: Purpose, outcome: &Outcome) -> StepNext {
         match purpose {
             Purpose::Undo => self.undo_finished(outcome),
-            Purpose::Run | Purpose::Probe | Purpose::Verify if self.run.state != RunState::Running => {
+            Purpose::Run | Purpose::Probe | Purpose::Verify if !self.run.does_steps() => {
                 self.finished_while_stopping(outcome)
             }
             Purpose::Run => self.run_finished(outcome),
@@ -52,7 +52,7 @@ impl<'a> StepAt<'a> {
             EndedBy::Superseded => "its agent does not answer",
             EndedBy::Person => "a person says that it has ended",
         };
-        if self.run.state != RunState::Running && purpose != Purpose::Undo {
+        if !self.run.does_steps() && purpose != Purpose::Undo {
             return if self.step.done { StepNext::Succeeded } else { StepNext::Cancelled };
         }
         match purpose {
@@ -85,7 +85,7 @@ impl<'a> StepAt<'a> {
 
     /// After a denial: it never started, and does not count.
     pub(super) fn not_started(&self, purpose: Purpose, why: &NotStarted) -> StepNext {
-        if self.run.state != RunState::Running && purpose != Purpose::Undo {
+        if !self.run.does_steps() && purpose != Purpose::Undo {
             return if self.step.done { StepNext::Succeeded } else { StepNext::Cancelled };
         }
         let instance = self.step.attempts.last().map_or("", |a| a.instance.as_str());
@@ -253,6 +253,8 @@ impl<'a> StepAt<'a> {
             Outcome::NotSatisfied { .. } | Outcome::Failed { .. } | Outcome::Cancelled { .. } if self.step.done => {
                 StepNext::Succeeded
             }
+            // It has its turn at the end, with all its tries.
+            Outcome::Failed { kind: FailureKind::Retry, .. } if self.planned.always => StepNext::Cancelled,
             Outcome::Failed { message, .. } => StepNext::Failed { reason: message.clone() },
             Outcome::NotSatisfied { .. } | Outcome::Cancelled { .. } => StepNext::Cancelled,
         }

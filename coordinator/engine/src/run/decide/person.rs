@@ -28,10 +28,10 @@ pub(super) fn cancel(run: &Run, reason: &str, force: bool) -> Result<Vec<Event>,
     let forced_already = run.cancel.as_ref().is_some_and(|c| c.force);
     match run.state {
         RunState::Ended { .. } => Err(Rejection::RunEnded),
-        RunState::Cancelling | RunState::RollingBack if !force || forced_already => {
+        RunState::Cancelling | RunState::RollingBack | RunState::Finishing { .. } if !force || forced_already => {
             Err(Rejection::Forbidden { what: "cancelling without force", state: run_state(run) })
         }
-        RunState::Running | RunState::Cancelling | RunState::RollingBack => {
+        RunState::Running | RunState::Cancelling | RunState::RollingBack | RunState::Finishing { .. } => {
             let undo = !force && run.plan.on_cancel == OnCancel::Undo;
             Ok(vec![Event::CancelRequested { reason: reason.to_owned(), undo, force }])
         }
@@ -151,7 +151,7 @@ pub(super) fn resolve(run: &Run, id: &StepId, answer: &Answer<'_>, now: Timestam
     let undoing = purpose == Purpose::Undo;
     let reason = || answer.reason.to_owned();
     let next = match answer.resolution {
-        Resolution::Retry if !undoing && run.state != RunState::Running => {
+        Resolution::Retry if !undoing && !run.does_steps() => {
             return Err(Rejection::Forbidden { what: "retrying the step", state: run_state(run) });
         }
         Resolution::Retry => return Ok(vec![again(run, i, purpose, answer.reason, now)?]),
@@ -208,7 +208,12 @@ fn known(run: &Run, id: &StepId) -> Result<usize, Rejection> {
 }
 
 fn may_go_on(run: &Run, i: usize) -> bool {
-    run.state == RunState::Running && run.phases[run.plan.steps[i].phase].state == PhaseState::Active
+    let planned = &run.plan.steps[i];
+    match run.state {
+        RunState::Running => run.phases[planned.phase].state == PhaseState::Active,
+        RunState::Finishing { .. } => planned.always,
+        RunState::Cancelling | RunState::RollingBack | RunState::Ended { .. } => false,
+    }
 }
 
 fn forbidden(run: &Run, i: usize, what: &'static str) -> Rejection {

@@ -11,7 +11,7 @@ use crate::{
     policy::{gate, timeout},
     run::{
         Event, Run, Touched, eval,
-        event::{Criterion, GateVerdict, PhaseOutcome, Purpose, QuestionKind, RunOutcome, StepNext},
+        event::{AttemptEnd, Criterion, GateVerdict, PhaseOutcome, Purpose, QuestionKind, RunOutcome, StepNext},
         state::{Cancel, PhaseState, RunState, StepState},
         undo::{self, Need},
     },
@@ -25,6 +25,7 @@ pub(super) fn consequences(run: &Run, fresh: &Touched, now: Timestamp) -> Vec<Ev
         RunState::Cancelling | RunState::RollingBack if run.pause.is_some() => Vec::new(),
         RunState::Cancelling => cancelling(run),
         RunState::RollingBack => rolling_back(run, now),
+        RunState::Finishing { outcome, reason } => finishing(run, fresh, now, *outcome, reason),
         RunState::Ended { .. } => Vec::new(),
     }
 }
@@ -71,7 +72,8 @@ fn skip_dependents(run: &Run, fresh: &Touched) -> Vec<Event> {
         let mut open = vec![*failed];
         while let Some(i) = open.pop() {
             for d in index.dependents(i) {
-                if run.steps[*d].state == StepState::Pending && behind.insert(*d, *failed).is_none() {
+                let waits = run.steps[*d].state == StepState::Pending && !run.plan.steps[*d].always;
+                if waits && behind.insert(*d, *failed).is_none() {
                     open.push(*d);
                 }
             }
@@ -100,9 +102,8 @@ fn judge_conditions(run: &Run, fresh: &Touched, now: Timestamp) -> Vec<Event> {
     let begun = fresh.phases.iter().filter(|p| run.phases[**p].state == PhaseState::Active);
     let mut candidates: Vec<usize> = begun.flat_map(|p| run.plan.phases[*p].steps.iter().copied()).collect();
     for i in &fresh.steps {
-        if matches!(run.steps[*i].state, StepState::Succeeded | StepState::Skipped { .. }) {
-            candidates.extend(index.dependents(*i));
-        }
+        candidates.push(*i);
+        candidates.extend(index.dependents(*i));
     }
     candidates.retain(|i| !run.plan.steps[*i].begins_by_itself() && run.is_ready(*i, &run.plan.steps[*i]));
     candidates.sort_unstable();
@@ -246,7 +247,7 @@ fn cancelling(run: &Run) -> Vec<Event> {
     let Some(cancel) = &run.cancel else { return Vec::new() };
     let live: Vec<_> = run.live_steps().map(|i| run.plan.steps[i].id.as_str()).collect();
     if cancel.force {
-        return vec![cancelled(cancel, &live)];
+        return vec![ended(RunOutcome::Cancelled, cancelled(cancel, &live))];
     }
     if !live.is_empty() {
         return Vec::new();
@@ -256,15 +257,14 @@ fn cancelling(run: &Run) -> Vec<Event> {
     {
         return vec![walk];
     }
-    vec![cancelled(cancel, &[])]
+    vec![last_steps_or_end(run, RunOutcome::Cancelled, cancel.reason.clone())]
 }
 
-fn cancelled(cancel: &Cancel, may_still_run: &[&str]) -> Event {
-    let mut reason = cancel.reason.clone();
-    if !may_still_run.is_empty() {
-        reason = format!("{reason} (forced; may still run: {})", may_still_run.join(", "));
+fn cancelled(cancel: &Cancel, may_still_run: &[&str]) -> String {
+    if may_still_run.is_empty() {
+        return cancel.reason.clone();
     }
-    Event::RunEnded { outcome: RunOutcome::Cancelled, reason, outputs: None }
+    format!("{} (forced; may still run: {})", cancel.reason, may_still_run.join(", "))
 }
 
 fn rolling_back(run: &Run, now: Timestamp) -> Vec<Event> {
@@ -273,16 +273,14 @@ fn rolling_back(run: &Run, now: Timestamp) -> Vec<Event> {
         if run.live_steps().next().is_some() {
             return Vec::new();
         }
-        return vec![begin_walk_back(run, &reason()).unwrap_or_else(|| Event::RunEnded {
-            outcome: RunOutcome::Failed,
-            reason: reason(),
-            outputs: None,
-        })];
+        return vec![
+            begin_walk_back(run, &reason()).unwrap_or_else(|| last_steps_or_end(run, RunOutcome::Failed, reason())),
+        ];
     };
     let Some(i) = rollback.remaining.first().copied() else {
         return vec![match &run.cancel {
-            Some(cancel) => cancelled(cancel, &[]),
-            None => Event::RunEnded { outcome: RunOutcome::Failed, reason: reason(), outputs: None },
+            Some(cancel) => last_steps_or_end(run, RunOutcome::Cancelled, cancel.reason.clone()),
+            None => last_steps_or_end(run, RunOutcome::Failed, reason()),
         }];
     };
     if run.awake.contains(&i) {
@@ -304,4 +302,48 @@ fn begin_walk_back(run: &Run, reason: &str) -> Option<Event> {
     let (steps, irreversible) = undo::plan(run);
     let anything = !steps.is_empty() || !irreversible.is_empty();
     anything.then(|| Event::RollbackStarted { reason: reason.to_owned(), steps, irreversible })
+}
+
+fn ended(outcome: RunOutcome, reason: String) -> Event {
+    Event::RunEnded { outcome, reason, outputs: None }
+}
+
+/// The end, or before it the `always` steps of the phases that have begun: those that have not been done, or were taken back.
+/// One that may have run is done once more only where that does no harm.
+fn last_steps_or_end(run: &Run, outcome: RunOutcome, reason: String) -> Event {
+    let comes = |i: &usize| {
+        let (step, planned) = (&run.steps[*i], &run.plan.steps[*i]);
+        let began = step.attempts.iter().any(|a| !matches!(a.end, Some((_, AttemptEnd::NotStarted { .. }))));
+        let may_come = match step.state {
+            StepState::Undone => true,
+            StepState::Cancelled => !began || planned.action.facts.idempotent,
+            StepState::Pending
+            | StepState::Queued { .. }
+            | StepState::Active
+            | StepState::Waiting { .. }
+            | StepState::Asking { .. }
+            | StepState::Succeeded
+            | StepState::Failed { .. }
+            | StepState::Skipped { .. } => false,
+        };
+        planned.always && may_come && run.phases[planned.phase].state != PhaseState::Pending
+    };
+    let steps: Vec<_> = (0..run.steps.len()).filter(comes).map(|i| run.plan.steps[i].id.clone()).collect();
+    if steps.is_empty() { ended(outcome, reason) } else { Event::FinishStarted { outcome, reason, steps } }
+}
+
+fn finishing(run: &Run, fresh: &Touched, now: Timestamp, outcome: RunOutcome, reason: &str) -> Vec<Event> {
+    let mut events = signalled(run, fresh);
+    events.extend(judge_conditions(run, fresh, now));
+    let open = || !run.awake.is_empty() || run.steps.iter().any(|s| s.state == StepState::Pending);
+    if !events.is_empty() || run.pause.is_some() || open() {
+        return events;
+    }
+    let mut reason = reason.to_owned();
+    for (step, planned) in run.steps.iter().zip(&run.plan.steps).filter(|(_, planned)| planned.always) {
+        if let StepState::Failed { reason: why } = &step.state {
+            reason = format!("{reason}; step {} failed: {why}", planned.id);
+        }
+    }
+    vec![ended(outcome, reason)]
 }
