@@ -59,8 +59,8 @@ const FAULTS: &[Fault] = &[
     Fault {
         what: "take lost for stopped: the walk back does not wait for what may still run",
         file: "run/decide/progress.rs",
-        find: "        if run.live_steps().next().is_some() {\n            return Vec::new();\n        }\n        return vec![begin_walk_back",
-        plant: "        return vec![begin_walk_back",
+        find: "        if run.live_steps().next().is_some() {\n            return Vec::new();\n        }\n        return vec![\n            begin_walk_back",
+        plant: "        return vec![\n            begin_walk_back",
         red: ("exhaustive", "all_dags_of_two_steps"),
     },
     Fault {
@@ -150,8 +150,8 @@ const FAULTS: &[Fault] = &[
     Fault {
         what: "forget what else has moved in the same moment",
         file: "run/decide/progress.rs",
-        find: "    events.extend(judge_conditions(run, fresh, now));",
-        plant: "    if events.is_empty() {\n        events.extend(judge_conditions(run, fresh, now));\n    }",
+        find: "    events.extend(signalled(run, fresh));\n    events.extend(judge_conditions(run, fresh, now));",
+        plant: "    events.extend(signalled(run, fresh));\n    if events.is_empty() {\n        events.extend(judge_conditions(run, fresh, now));\n    }",
         red: ("failures", "a_step_that_fails_does_not_hide_another_that_is_skipped"),
     },
     Fault {
