@@ -18,8 +18,10 @@ mod explain;
 mod figures;
 mod history;
 mod intake;
+mod listed;
 mod new_life;
 mod outage;
+mod passive;
 mod playbooks;
 mod projector;
 mod quarantine;
@@ -47,7 +49,7 @@ use muster_engine::{
     ids::{Actor, AgentName, Namespace, RunId},
     run::Run,
 };
-use tokio::sync::{Semaphore, broadcast};
+use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
@@ -57,12 +59,12 @@ use self::{
     figures::Figures,
     intake::{Intake, Unreadable},
     outage::Outage,
+    passive::Adopted,
     playbooks::Planning,
     projector::Projector,
     quarantine::Quarantine,
     requests::Request,
-    run_task::RunTask,
-    runs::{Runs, Statuses},
+    runs::{Arrival, Runs, Statuses},
     timers::Timers,
 };
 use crate::{
@@ -197,14 +199,14 @@ impl Coordinator {
         if another_answers(&*config.bus).await {
             return Err(OpenError::AnotherAnswers);
         }
-        let mut recovered = recover(&config).await?;
+        let mut recovered = recover(&config, config.after_loss).await?;
         if let Some(last) = recovered.last_at {
             config.clock.not_before(last);
         }
         if config.after_loss {
             let (journal, ours) = (&*config.journal, Actor::from(OURS));
             if new_life::begin(journal, &config.cluster, &recovered, &config.clock, &ours).await? {
-                recovered = recover(&config).await?;
+                recovered = recover(&config, false).await?;
             }
         }
         let intake = Intake::open(&*config.bus).await?;
@@ -213,10 +215,19 @@ impl Coordinator {
         for ((namespace, name), record) in recovered.agents {
             shared.registry.restore(namespace, name, record, now);
         }
-        info!(open = recovered.runs.len(), quarantined = recovered.quarantined.len(), "runs recovered");
+        info!(
+            open = recovered.runs.len(),
+            passive = recovered.passive.len(),
+            quarantined = recovered.quarantined.len(),
+            "runs recovered"
+        );
         for run in recovered.runs {
-            let entry = shared.adopt(run);
-            shared.tell(entry, Message::RestartClocks);
+            if let Adopted::New(entry) = shared.adopt(run, || true) {
+                shared.tell(entry, Message::RestartClocks);
+            }
+        }
+        for (id, until) in recovered.passive {
+            shared.sleeps(id, until);
         }
         for (id, why, run) in recovered.quarantined {
             shared.keep_quarantined(id, &why, run);
@@ -243,15 +254,20 @@ impl Coordinator {
         error!("not everything has come to rest; what is not on disk was not answered either");
     }
 
+    /// How many runs are in memory; those that wait for nothing but time and people are not.
+    pub fn runs_in_memory(&self) -> usize {
+        self.shared.runs.len()
+    }
+
     /// The data directory's id.
     pub fn cluster(&self) -> &str {
         &self.shared.cluster
     }
 }
 
-async fn recover(config: &Config) -> Result<recovery::Recovered, StoreError> {
+async fn recover(config: &Config, all: bool) -> Result<recovery::Recovered, StoreError> {
     let (journal, store) = (Arc::clone(&config.journal), Arc::clone(&config.store));
-    tokio::task::spawn_blocking(move || recovery::recover_or_rebuild(&*journal, &store))
+    tokio::task::spawn_blocking(move || recovery::recover_or_rebuild(&*journal, &store, all))
         .await
         .map_err(|e| StoreError::Io(format!("the recovery did not end: {e}")))?
 }
@@ -336,13 +352,15 @@ impl Shared {
     }
 
     fn serve(self: &Arc<Self>) {
+        let (fetch, due) = mpsc::unbounded_channel();
         let shared = Arc::clone(self);
         self.tasks.spawn(async move {
             tokio::select! {
                 () = shared.stop.cancelled() => {}
-                () = shared.timers.run(&shared.clock) => {}
+                () = shared.timers.run(&shared.clock, &fetch) => {}
             }
         });
+        self.tasks.spawn(Arc::clone(self).fetch(due));
         let shared = Arc::clone(self);
         self.tasks.spawn(async move { shared.projector.run(&shared).await });
         let shared = Arc::clone(self);
@@ -415,11 +433,8 @@ impl Shared {
     /// Say something to a run that must not be lost, without waiting for room in its mailbox.
     fn tell(self: &Arc<Self>, entry: Arc<RunEntry>, message: Message) {
         if let Err(full) = entry.offer(message) {
-            let message = full.into_inner();
-            self.tasks.spawn(async move {
-                // A run that has left memory has ended, and needs to be told nothing.
-                let _ = entry.tell(message).await;
-            });
+            let (shared, message) = (Arc::clone(self), full.into_inner());
+            self.tasks.spawn(async move { shared.deliver(&entry.namespace, &entry.id, message).await });
         }
     }
 
@@ -436,20 +451,6 @@ impl Shared {
         }
     }
 
-    /// Take up a run that the journal has.
-    fn adopt(self: &Arc<Self>, run: Run) -> Arc<RunEntry> {
-        let run = Arc::new(run);
-        let (id, namespace) = (run.id.clone(), run.namespace.clone());
-        let (entry, inbox) = RunEntry::new(self.runs.next_key(), id, namespace, Some(Arc::clone(&run)));
-        if let Err(there) = self.runs.insert(&entry) {
-            return there;
-        }
-        let mut task = RunTask::new(self, &entry, inbox, run);
-        task.resume();
-        self.tasks.spawn(task.serve());
-        entry
-    }
-
     fn keep_quarantined(self: &Arc<Self>, id: RunId, why: &str, run: Option<Run>) {
         let run = run.map(Arc::new);
         let namespace = run.as_ref().map_or_else(
@@ -461,27 +462,9 @@ impl Shared {
         if let Some(run) = run {
             self.projector.changed(&entry, &run);
         }
-        let _ = self.runs.insert(&entry);
-    }
-
-    /// A run that may have left memory; none: there is no such run.
-    async fn load(self: &Arc<Self>, namespace: &Namespace, id: &RunId) -> Result<Option<Arc<RunEntry>>, ControlError> {
-        if let Some(entry) = self.runs.get(id) {
-            return Ok((entry.namespace == *namespace).then_some(entry));
+        if let Arrival::In(Some(passive)) = self.runs.insert(&entry, || true) {
+            self.timers.unset_passive(passive);
         }
-        let (journal, wanted) = (Arc::clone(&self.journal), id.clone());
-        let rebuilt = tokio::task::spawn_blocking(move || recovery::rebuild(&*journal, &wanted)).await;
-        let rebuilt = match rebuilt {
-            Ok(Ok(rebuilt)) => rebuilt,
-            Ok(Err(broken)) => return Err(errors::quarantined(id, &broken.why)),
-            Err(_) => return Err(errors::stopping()),
-        };
-        let Some(run) = rebuilt.filter(|run| run.namespace == *namespace) else { return Ok(None) };
-        let entry = self.adopt(run);
-        if entry.run().is_some_and(|run| run.has_ended()) {
-            self.runs.ended(&entry);
-        }
-        Ok(Some(entry))
     }
 
     /// The same request again: the run that the first one started.

@@ -132,6 +132,9 @@ pub trait Journal: Send + Sync + 'static {
     /// The records of one stream after a sequence number, at most `limit`.
     fn read_stream(&self, stream: &StreamId, after_seq: u64, limit: usize) -> Result<Vec<Record>, ReadError>;
 
+    /// The streams of which records are known to be lost; they can't be read.
+    fn damaged(&self) -> Vec<StreamId>;
+
     /// The end of what is on disk.
     fn head(&self) -> Head;
 

@@ -28,6 +28,8 @@ pub const APPEND_SECONDS: &str = "muster_append_seconds";
 pub const RUNS_QUARANTINED: &str = "muster_runs_quarantined";
 /// Runs in memory.
 pub const RUNS_IN_MEMORY: &str = "muster_runs_in_memory";
+/// Runs that wait for nothing but time and people, and are not in memory.
+pub const RUNS_PASSIVE: &str = "muster_runs_passive";
 /// Reminders that something waits for a person or an agent.
 pub const OWNERS_REMINDED: &str = "muster_owner_reminders_total";
 /// Whether NATS can be reached: 1 or 0.
@@ -66,6 +68,7 @@ fn describe() {
     describe_histogram!(APPEND_SECONDS, Unit::Seconds, "Time of a run's append until it was on disk");
     describe_gauge!(RUNS_QUARANTINED, "Runs in quarantine");
     describe_gauge!(RUNS_IN_MEMORY, "Runs in memory");
+    describe_gauge!(RUNS_PASSIVE, "Runs that wait for nothing but time and people, and are not in memory");
     describe_counter!(OWNERS_REMINDED, "Reminders that something waits for a person or an agent");
     describe_gauge!(BUS_CONNECTED, "Whether NATS can be reached: 1 or 0");
     describe_gauge!(STEPS_WAITING, "Steps that wait for an agent");

@@ -15,6 +15,7 @@ mod place;
 mod row;
 
 use std::{
+    collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
@@ -23,6 +24,7 @@ use std::{
     },
 };
 
+use jiff::Timestamp;
 use muster_engine::ids::{Digest, Namespace, RunId};
 use sled::{Db, Tree};
 
@@ -253,16 +255,20 @@ impl Store {
         self.get(&key::run(id))
     }
 
-    /// All runs that have not ended.
-    pub fn open_runs(&self) -> Result<Vec<RunId>, StoreError> {
+    /// All runs that have not ended, each with [`RunRow::passive_until`].
+    pub fn open_runs(&self) -> Result<BTreeMap<RunId, Option<Timestamp>>, StoreError> {
         self.with(|tree| {
-            let keys = tree.scan_prefix(key::OPEN_RUNS).keys();
-            keys.map(|key| {
-                let key = key?;
-                let id = std::str::from_utf8(&key[key::OPEN_RUNS.len()..]);
-                id.map(RunId::from).map_err(|e| StoreError::Damaged(e.to_string()))
-            })
-            .collect()
+            let entries = tree.scan_prefix(key::OPEN_RUNS);
+            entries
+                .map(|entry| {
+                    let (key, entry) = entry?;
+                    let id = std::str::from_utf8(&key[key::OPEN_RUNS.len()..]);
+                    let id = id.map(RunId::from).map_err(|e| StoreError::Damaged(e.to_string()))?;
+                    let until: Option<i64> = entry::parse(&key, &entry)?;
+                    let until = until.map(Timestamp::from_microsecond).transpose();
+                    Ok((id, until.map_err(|e| StoreError::Damaged(e.to_string()))?))
+                })
+                .collect()
         })
     }
 
@@ -373,7 +379,8 @@ fn stage(staged: &mut Staged<'_>, write: StoreWrite) -> Result<(), StoreError> {
         StoreWrite::Run(row) => {
             staged.put(key::run_by_start(&row.namespace, row.started_at, &row.id), b"");
             if row.ended_at.is_none() {
-                staged.put(key::open_run(&row.id), b"");
+                let until = row.passive_until.map(Timestamp::as_microsecond);
+                staged.put_json(key::open_run(&row.id), &until)?;
             } else {
                 staged.remove(key::open_run(&row.id));
             }

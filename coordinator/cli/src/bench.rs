@@ -14,6 +14,7 @@ mod cluster;
 mod limits;
 mod load;
 mod local;
+mod many;
 
 pub(crate) use limits::{PeerArgs, peer};
 
@@ -31,6 +32,9 @@ pub(crate) struct BenchArgs {
     /// Only figures whose name contains this.
     #[arg(long, value_name = "TEXT")]
     pub(crate) only: Option<String>,
+    /// Measure many at once, too: 10,000 open runs, 100,000 that wait for a time, 500 agents. Takes about two minutes more.
+    #[arg(long)]
+    pub(crate) many: bool,
     /// Where the journal is written: the disk that is measured [default: the folder for temporary files].
     #[arg(long, value_name = "FOLDER")]
     pub(crate) dir: Option<PathBuf>,
@@ -156,7 +160,44 @@ pub(crate) async fn run(args: &BenchArgs, say: &(dyn Fn(&str) + Sync)) -> anyhow
         let value = local::steps_per_second(&dir.path().join("local"), 256, time).await?;
         take(vec![Figure::new("local_steps_per_second_256", value, "steps/s").held("30,000", "60,000")]);
     }
+    if args.many {
+        many_at_once(dir.path(), time, &wanted, say, &mut take).await?;
+    }
     Ok(BenchReport { machine: machine(), figures, journal_batches })
+}
+
+/// Each on a coordinator of its own, which nothing has been done with before.
+async fn many_at_once(
+    dir: &std::path::Path,
+    time: Duration,
+    wanted: &dyn Fn(&str) -> bool,
+    say: &(dyn Fn(&str) + Sync),
+    take: &mut dyn FnMut(Vec<Figure>),
+) -> anyhow::Result<()> {
+    let fresh = |name: &str| -> anyhow::Result<PathBuf> {
+        let dir = dir.join(name);
+        std::fs::create_dir(&dir)?;
+        Ok(dir)
+    };
+    if wanted("agents_500_syncs_per_s") {
+        say("500 agents");
+        let cluster = Cluster::start(&fresh("agents")?).await?;
+        take(many::agents(&cluster, time).await?);
+        cluster.stop().await?;
+    }
+    if wanted("open_10000") {
+        say("10,000 open runs");
+        let mut cluster = Cluster::start(&fresh("open")?).await?;
+        take(many::open_runs(&mut cluster).await?);
+        verify(&cluster.stop().await?).await?;
+    }
+    if wanted("sleepers_100000") || wanted("timers_10000") {
+        say("100,000 runs that wait for a time");
+        let mut cluster = Cluster::start(&fresh("sleepers")?).await?;
+        take(many::sleepers(&mut cluster).await?);
+        verify(&cluster.stop().await?).await?;
+    }
+    Ok(())
 }
 
 async fn one_at_a_time(cluster: &Cluster, dir: &std::path::Path, time: Duration) -> anyhow::Result<Vec<Figure>> {

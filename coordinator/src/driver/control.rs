@@ -21,6 +21,7 @@ use super::{
     requests::Request,
     rows,
     run_task::RunTask,
+    runs::Arrival,
     watch,
 };
 use crate::{
@@ -156,10 +157,7 @@ impl Control for Coordinator {
         let entry = self.shared.existing(namespace, id).await?;
         let (answer, answered) = oneshot::channel();
         let message = Message::Command { command: Box::new(command), request: Box::new(request), answer };
-        if entry.offer(message).is_err() {
-            let why = entry.view().quarantine;
-            return Err(why.map_or_else(|| errors::busy(id), |why| errors::quarantined(id, &why)));
-        }
+        self.shared.say_or_refuse(entry, message).await?;
         answered.await.map_err(|_| errors::stopping())?
     }
 
@@ -184,10 +182,7 @@ impl Control for Coordinator {
         let entry = self.shared.existing(namespace, id).await?;
         let (watcher, live) = watch::channel();
         let (reply, now) = oneshot::channel();
-        if entry.offer(Message::Watch { watcher, reply }).is_err() {
-            let why = entry.view().quarantine;
-            return Err(why.map_or_else(|| errors::busy(id), |why| errors::quarantined(id, &why)));
-        }
+        self.shared.say_or_refuse(entry, Message::Watch { watcher, reply }).await?;
         let run = now.await.map_err(|_| errors::stopping())?;
         if after_seq > run.seq {
             return Err(errors::seq_ahead(after_seq, run.seq));
@@ -293,7 +288,7 @@ impl Shared {
         }
         let (id, namespace) = (started.run.clone(), started.namespace.clone());
         let (entry, inbox) = RunEntry::new(self.runs.next_key(), id, namespace, None);
-        if self.runs.insert(&entry).is_err() {
+        if !matches!(self.runs.insert(&entry, || true), Arrival::In(_)) {
             return Err(errors::busy(&entry.id));
         }
         let (answer, answered) = oneshot::channel();

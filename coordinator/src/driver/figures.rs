@@ -9,7 +9,7 @@ use muster_engine::run::{
 use super::Shared;
 use crate::metrics::{
     AGENTS_ALIVE, APPEND_SECONDS, ATTEMPTS_ASSIGNED, ATTEMPTS_ENDED, OWNERS_REMINDED, RUNS_ENDED, RUNS_IN_MEMORY,
-    RUNS_STARTED, STEPS_WAITING,
+    RUNS_PASSIVE, RUNS_STARTED, STEPS_WAITING,
 };
 
 /// Handles of what is counted on the hot path, looked up once. Made after the recorder is installed.
@@ -98,6 +98,7 @@ fn how(end: &AttemptEnd) -> usize {
 pub(super) fn measure(shared: &Shared) {
     let (waiting, alive) = shared.registry.depth();
     gauge!(RUNS_IN_MEMORY).set(shared.runs.len() as f64);
+    gauge!(RUNS_PASSIVE).set(shared.runs.passive() as f64);
     gauge!(STEPS_WAITING).set(waiting as f64);
     gauge!(AGENTS_ALIVE).set(alive as f64);
 }

@@ -39,8 +39,10 @@ pub(super) enum PlaybookEvent {
 /// What the journal says, as far as the coordinator has to know it to go on.
 #[derive(Default)]
 pub(super) struct Recovered {
-    /// Runs that have not ended.
+    /// Runs that have not ended, and for which something has to be done.
     pub(super) runs: Vec<Run>,
+    /// Runs that wait for nothing but time and people, and until when.
+    pub(super) passive: Vec<(RunId, Timestamp)>,
     /// Runs whose records can't be believed, and why.
     pub(super) quarantined: Vec<(RunId, String, Option<Run>)>,
     pub(super) agents: BTreeMap<(Namespace, AgentName), AgentRecord>,
@@ -55,13 +57,19 @@ pub(super) struct RebuildError {
     pub(super) so_far: Option<Run>,
 }
 
-/// Bring the store up to the log's end, and give back what has to be in memory.
+/// Bring the store up to the log's end, and give back what has to be in memory. A run that was passive when the store heard of
+/// it last, and of which nothing was written since, is believed to be so and not read, unless `all` are wanted.
 ///
 /// # Errors
 /// Only if the store can't be written at all; damage in the log is in [`Recovered::quarantined`].
-pub(super) fn recover(journal: &dyn Journal, store: &Store) -> Result<Recovered, StoreError> {
+pub(super) fn recover(journal: &dyn Journal, store: &Store, all: bool) -> Result<Recovered, StoreError> {
     let mut recovered = Recovered::default();
-    let mut open: BTreeSet<RunId> = store.open_runs()?.into_iter().collect();
+    let mut listed = store.open_runs()?;
+    for StreamId(damaged) in journal.damaged() {
+        if let Some(until) = damaged.strip_prefix("run/").and_then(|id| listed.get_mut(&RunId::from(id))) {
+            *until = None;
+        }
+    }
     restore_agents(store, &mut recovered)?;
     let mut pass = Pass::new(store.position());
     // Asked before the log is read: while the coordinator runs, there is more behind it by the time that the reading ends.
@@ -75,18 +83,29 @@ pub(super) fn recover(journal: &dyn Journal, store: &Store) -> Result<Recovered,
             Err(e) => pass.damaged(&e),
         }
     }
-    open.extend(pass.touched.iter().cloned());
+    listed.extend(pass.touched.iter().map(|id| (id.clone(), None)));
     for id in pass.ended.drain() {
-        open.remove(&id);
+        listed.remove(&id);
     }
-    for id in &open {
+    for (id, until) in &listed {
+        if let Some(until) = until.filter(|_| !all && !pass.victims.contains_key(id)) {
+            recovered.passive.push((id.clone(), until));
+            continue;
+        }
         let victim = pass.victims.remove(id);
         let rebuilt = match pass.building.remove(id) {
             Some(rebuilt) => Ok(Some(rebuilt)),
             None => rebuild(journal, id),
         };
         match (rebuilt, victim) {
-            (Ok(Some(rebuilt)), None) => recovered.runs.push(rebuilt),
+            (Ok(Some(rebuilt)), None) => {
+                recovered.last_at = recovered.last_at.max(Some(rebuilt.updated_at));
+                pass.writes.extend(rows::writes_of(&rebuilt, false));
+                match rebuilt.passive_until().filter(|_| !all) {
+                    Some(until) => recovered.passive.push((id.clone(), until)),
+                    None => recovered.runs.push(rebuilt),
+                }
+            }
             (Ok(rebuilt), Some(why)) => recovered.quarantined.push((id.clone(), why, rebuilt)),
             (Ok(None), None) => {
                 recovered.quarantined.push((id.clone(), "its stream is not in the journal".to_owned(), None));
@@ -99,10 +118,6 @@ pub(super) fn recover(journal: &dyn Journal, store: &Store) -> Result<Recovered,
     }
     for (id, why) in pass.victims.drain() {
         recovered.quarantined.push((id, why, None));
-    }
-    for rebuilt in &recovered.runs {
-        recovered.last_at = recovered.last_at.max(Some(rebuilt.updated_at));
-        pass.writes.extend(rows::writes_of(rebuilt, false));
     }
     let position = pass.position.max(head);
     pass.flush(store, position)?;
@@ -121,12 +136,12 @@ pub(super) fn recover(journal: &dyn Journal, store: &Store) -> Result<Recovered,
 }
 
 /// As [`recover`]; a store that turns out to be damaged is emptied and filled from the log's start.
-pub(super) fn recover_or_rebuild(journal: &dyn Journal, store: &Store) -> Result<Recovered, StoreError> {
-    match recover(journal, store) {
+pub(super) fn recover_or_rebuild(journal: &dyn Journal, store: &Store, all: bool) -> Result<Recovered, StoreError> {
+    match recover(journal, store, all) {
         Err(StoreError::Damaged(why)) => {
             error!("the store is damaged and is rebuilt from the log: {why}");
             store.reset(&why)?;
-            recover(journal, store)
+            recover(journal, store, all)
         }
         other => other,
     }
@@ -134,7 +149,7 @@ pub(super) fn recover_or_rebuild(journal: &dyn Journal, store: &Store) -> Result
 
 /// Bring a store that is behind up to the log's end while the coordinator runs.
 pub(super) fn refill(journal: &dyn Journal, store: &Store) -> Result<(), StoreError> {
-    recover(journal, store).map(drop)
+    recover(journal, store, false).map(drop)
 }
 
 /// A revision of a playbook from its stream, the one submitted last if none is named: for when the store can't say.

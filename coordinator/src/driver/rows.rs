@@ -76,6 +76,7 @@ pub(super) fn writes_of(run: &Run, quarantined: bool) -> Vec<StoreWrite> {
         started_by: run.started_by.clone(),
         ended_at: ended_at(run),
         seq: run.seq,
+        passive_until: run.passive_until().filter(|_| !quarantined),
     };
     let mut writes = vec![StoreWrite::Run(row)];
     for (ordinal, milestone) in milestones(run) {
@@ -99,7 +100,7 @@ pub(super) fn writes_of(run: &Run, quarantined: bool) -> Vec<StoreWrite> {
 pub(super) fn quarantined(id: &RunId, before: Option<RunRow>) -> RunRow {
     let state = QUARANTINED.to_owned();
     match before {
-        Some(before) => RunRow { state, state_reason: String::new(), ..before },
+        Some(before) => RunRow { state, state_reason: String::new(), passive_until: None, ..before },
         None => RunRow {
             id: id.clone(),
             namespace: "default".into(),
@@ -110,6 +111,7 @@ pub(super) fn quarantined(id: &RunId, before: Option<RunRow>) -> RunRow {
             started_by: "".into(),
             ended_at: None,
             seq: 0,
+            passive_until: None,
         },
     }
 }

@@ -21,12 +21,13 @@ use super::{
     dispatch::Errand,
     entry::{Answer, Message, RunEntry, Signals},
     errors,
+    listed::Listed,
     requests::Request,
     turn::{Made, Pending, Turn},
     watch::Watcher,
 };
 use crate::{
-    control::{RunChange, RunEvent, run_state},
+    control::{RunChange, RunEvent, state_reason},
     journal::StreamId,
     registry::placement::Wish,
 };
@@ -63,8 +64,10 @@ pub(super) struct RunTask {
     /// What a failed append has left to be said again.
     pub(super) later: Vec<Message>,
     told_of_end: bool,
-    /// The word for its state that lists were told last.
-    listed_as: &'static str,
+    /// What lists were told last.
+    pub(super) listed: Listed,
+    /// Why it is in its state, as lists were told while it was passive.
+    pub(super) listed_why: String,
 }
 
 /// What a step has in the placement table.
@@ -105,7 +108,8 @@ impl RunTask {
             wake_registered: None,
             later: Vec::new(),
             told_of_end: false,
-            listed_as: "",
+            listed: Listed::default(),
+            listed_why: String::new(),
         }
     }
 
@@ -117,7 +121,8 @@ impl RunTask {
                 self.seats.push((i, Sits::Attempt(number)));
             }
         }
-        self.listed_as = run_state(&self.run);
+        self.listed = Listed::of(&self.run);
+        self.listed_why = state_reason(&self.run);
         self.told_of_end = self.run.has_ended();
         self.adopted = self.run.live_steps().filter_map(|i| Some((i, self.run.steps[i].live_attempt()?.0))).collect();
         self.reconcile(self.run.outstanding(self.shared.clock.now()));
@@ -131,7 +136,7 @@ impl RunTask {
             if self.told_of_end && self.inbox.is_closed() && self.inbox.is_empty() {
                 break;
             }
-            let Some(first) = self.inbox.recv().await else { break };
+            let Some(first) = self.next().await else { break };
             let mut batch = std::mem::take(&mut self.later);
             batch.push(first);
             while batch.len() < BATCH
@@ -388,13 +393,11 @@ impl RunTask {
         }
     }
 
-    /// Most turns change nothing that a list says.
-    fn note_for_lists(&mut self, touched: &Touched) {
-        let state = run_state(&self.run);
-        if state != self.listed_as || !touched.phases.is_empty() {
-            self.listed_as = state;
-            self.shared.projector.changed(&self.entry, &self.run);
-        }
+    /// Nothing hangs on it but what the journal has.
+    pub(super) fn is_alone(&self) -> bool {
+        let nothing_sent = self.errands.is_empty() && self.cancels.is_empty() && self.stale_kept.is_empty();
+        let nothing_waits = self.seats.is_empty() && self.later.is_empty() && self.watchers.is_empty();
+        nothing_sent && nothing_waits && !self.shared.is_stopping()
     }
 
     /// Make the outside what it should be: tasks are under way, agents are told to stop.

@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -11,17 +11,47 @@ use std::{
 use jiff::Timestamp;
 use muster_engine::ids::{RunId, StepId};
 
-use super::{clock::after_ms, entry::RunEntry};
+use tokio::sync::mpsc;
+
+use super::{
+    clock::after_ms,
+    entry::{Message, RunEntry},
+};
 
 /// So many ended runs stay in memory for late reports and questions; the rest is read from the journal.
 const ENDED_KEPT: usize = 256;
 
-/// The runs in memory, by id.
+/// The runs in memory, by id, and those that are passive and are not.
 #[derive(Default)]
 pub(super) struct Runs {
     next_key: AtomicU64,
-    by_id: RwLock<HashMap<RunId, Arc<RunEntry>>>,
+    table: RwLock<Table>,
     ended: Mutex<VecDeque<Arc<RunEntry>>>,
+}
+
+#[derive(Default)]
+struct Table {
+    by_id: HashMap<RunId, Arc<RunEntry>>,
+    passive: HashMap<RunId, Passive>,
+}
+
+/// A run that waits for nothing but time and people. It is read from the journal when it is wanted.
+#[derive(Clone, Copy)]
+pub(super) struct Passive {
+    /// Of its wake-up.
+    pub(super) key: u64,
+    /// When it has to be looked at.
+    pub(super) until: Timestamp,
+}
+
+/// What became of a run that came into memory.
+pub(super) enum Arrival {
+    /// It is there; if it was passive, its wake-up is to be taken back.
+    In(Option<Passive>),
+    /// Another one is there already.
+    There(Arc<RunEntry>),
+    /// It is not the run's latest state.
+    Stale,
 }
 
 impl Runs {
@@ -30,25 +60,72 @@ impl Runs {
         self.next_key.fetch_add(1, Ordering::Relaxed)
     }
 
-    pub(super) fn get(&self, id: &RunId) -> Option<Arc<RunEntry>> {
-        self.by_id.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    fn write(&self) -> RwLockWriteGuard<'_, Table> {
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Unless another one is there already, which is given back.
-    pub(super) fn insert(&self, entry: &Arc<RunEntry>) -> Result<(), Arc<RunEntry>> {
-        let mut runs = self.by_id.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(there) = runs.get(&entry.id) {
-            return Err(Arc::clone(there));
+    fn read(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn get(&self, id: &RunId) -> Option<Arc<RunEntry>> {
+        self.read().by_id.get(id).cloned()
+    }
+
+    /// Unless another one is there already, or this one is not the latest: a run that is not here does not change while it is
+    /// asked whether it `is_latest`.
+    pub(super) fn insert(&self, entry: &Arc<RunEntry>, is_latest: impl FnOnce() -> bool) -> Arrival {
+        let mut table = self.write();
+        if let Some(there) = table.by_id.get(&entry.id) {
+            return Arrival::There(Arc::clone(there));
         }
-        runs.insert(entry.id.clone(), Arc::clone(entry));
-        Ok(())
+        if !is_latest() {
+            return Arrival::Stale;
+        }
+        table.by_id.insert(entry.id.clone(), Arc::clone(entry));
+        Arrival::In(table.passive.remove(&entry.id))
     }
 
     pub(super) fn remove(&self, entry: &RunEntry) {
-        let mut runs = self.by_id.write().unwrap_or_else(PoisonError::into_inner);
-        if runs.get(&entry.id).is_some_and(|there| there.key == entry.key) {
-            runs.remove(&entry.id);
+        let mut table = self.write();
+        if table.by_id.get(&entry.id).is_some_and(|there| there.key == entry.key) {
+            table.by_id.remove(&entry.id);
         }
+    }
+
+    /// The run is passive, and not in memory.
+    pub(super) fn sleeps(&self, id: RunId, until: Timestamp) -> Passive {
+        let passive = Passive { key: self.next_key(), until };
+        self.write().passive.insert(id, passive);
+        passive
+    }
+
+    /// A passive run leaves memory, unless something was said to it meanwhile. What is said to it from now on is given back.
+    pub(super) fn departs(
+        &self,
+        entry: &RunEntry,
+        inbox: &mut mpsc::Receiver<Message>,
+        until: Timestamp,
+    ) -> Option<Passive> {
+        let mut table = self.write();
+        if !inbox.is_empty() || table.by_id.get(&entry.id).is_none_or(|there| there.key != entry.key) {
+            return None;
+        }
+        inbox.close();
+        table.by_id.remove(&entry.id);
+        let passive = Passive { key: self.next_key(), until };
+        table.passive.insert(entry.id.clone(), passive);
+        Some(passive)
+    }
+
+    /// Whether the run is passive, and not in memory.
+    pub(super) fn is_passive(&self, id: &RunId) -> bool {
+        self.read().passive.contains_key(id)
+    }
+
+    /// How many are passive.
+    pub(super) fn passive(&self) -> usize {
+        self.read().passive.len()
     }
 
     /// A run has ended; the one that ended longest ago leaves memory.
@@ -63,11 +140,11 @@ impl Runs {
     }
 
     pub(super) fn all(&self) -> Vec<Arc<RunEntry>> {
-        self.by_id.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.read().by_id.values().cloned().collect()
     }
 
     pub(super) fn len(&self) -> usize {
-        self.by_id.read().unwrap_or_else(PoisonError::into_inner).len()
+        self.read().by_id.len()
     }
 }
 

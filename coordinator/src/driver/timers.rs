@@ -9,15 +9,22 @@ use std::{
 };
 
 use jiff::Timestamp;
-use tokio::sync::Notify;
+use muster_engine::ids::RunId;
+use tokio::sync::{Notify, mpsc};
 
-use super::{clock::Clock, entry::RunEntry};
+use super::{clock::Clock, entry::RunEntry, runs::Passive};
 
 /// The wake-ups of all runs. A run has at most one.
 #[derive(Default)]
 pub(super) struct Timers {
-    due: Mutex<BTreeMap<(Timestamp, u64), Arc<RunEntry>>>,
+    due: Mutex<BTreeMap<(Timestamp, u64), Sleeper>>,
     earlier: Notify,
+}
+
+/// Who is to be woken.
+enum Sleeper {
+    InMemory(Arc<RunEntry>),
+    Passive(RunId),
 }
 
 impl Timers {
@@ -27,19 +34,36 @@ impl Timers {
         if let Some(at) = old {
             due.remove(&(at, entry.key));
         }
-        let Some(at) = new else { return };
+        drop(due);
+        if let Some(at) = new {
+            self.insert(at, entry.key, Sleeper::InMemory(Arc::clone(entry)));
+        }
+    }
+
+    /// Name the run at that moment to whoever fetches it.
+    pub(super) fn set_passive(&self, id: RunId, passive: Passive) {
+        self.insert(passive.until, passive.key, Sleeper::Passive(id));
+    }
+
+    /// The run is in memory, or over.
+    pub(super) fn unset_passive(&self, passive: Passive) {
+        self.due.lock().unwrap_or_else(PoisonError::into_inner).remove(&(passive.until, passive.key));
+    }
+
+    fn insert(&self, at: Timestamp, key: u64, sleeper: Sleeper) {
+        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
         let is_first = due.first_key_value().is_none_or(|((first, _), _)| at < *first);
-        due.insert((at, entry.key), Arc::clone(entry));
+        due.insert((at, key), sleeper);
         drop(due);
         if is_first {
             self.earlier.notify_one();
         }
     }
 
-    /// Poke runs whose moment has come, for ever.
-    pub(super) async fn run(&self, clock: &Clock) {
+    /// Poke runs whose moment has come, and hand over those that are not in memory, for ever.
+    pub(super) async fn run(&self, clock: &Clock, fetch: &mpsc::UnboundedSender<RunId>) {
         loop {
-            let next = self.poke_due(clock.now());
+            let next = self.poke_due(clock.now(), fetch);
             let earlier = self.earlier.notified();
             match next {
                 None => earlier.await,
@@ -53,14 +77,17 @@ impl Timers {
         }
     }
 
-    fn poke_due(&self, now: Timestamp) -> Option<Timestamp> {
+    fn poke_due(&self, now: Timestamp, fetch: &mpsc::UnboundedSender<RunId>) -> Option<Timestamp> {
         let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(first) = due.first_entry() {
             if first.key().0 > now {
                 return Some(first.key().0);
             }
-            let entry = first.remove();
-            entry.timer_fired();
+            match first.remove() {
+                Sleeper::InMemory(entry) => entry.timer_fired(),
+                // Nobody fetches only when the coordinator stops.
+                Sleeper::Passive(id) => drop(fetch.send(id)),
+            }
         }
         None
     }

@@ -50,6 +50,11 @@ impl Watcher {
         }
     }
 
+    /// Nobody reads it any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.events.is_closed()
+    }
+
     /// The watch is over before the run is, and this is why.
     pub(super) fn end(self, why: ControlError) {
         let _ = self.last_word.set(why);

@@ -297,6 +297,10 @@ impl Journal for LogJournal {
         read::stream(&self.shared, stream, after_seq, limit)
     }
 
+    fn damaged(&self) -> Vec<StreamId> {
+        self.shared.index().damaged_streams()
+    }
+
     fn head(&self) -> Head {
         let index = self.shared.index();
         Head { position: index.position, chain: record::hex(&index.chain) }

@@ -72,6 +72,10 @@ impl Journal for MemoryJournal {
         Ok(places.iter().skip(skip).take(limit).map(|&i| inner.records[i].1.clone()).collect())
     }
 
+    fn damaged(&self) -> Vec<StreamId> {
+        Vec::new()
+    }
+
     fn head(&self) -> Head {
         let inner = self.lock();
         Head { position: inner.position, chain: record::hex(&inner.chain) }

@@ -33,6 +33,9 @@ pub struct RunRow {
     pub ended_at: Option<Timestamp>,
     /// The last record of the run's stream that is in this row.
     pub seq: u64,
+    /// [`muster_engine::run::Run::passive_until`] of an open run; kept beside the row, see [`super::Store::open_runs`].
+    #[serde(skip)]
+    pub passive_until: Option<Timestamp>,
 }
 
 /// A milestone of a run.

@@ -77,6 +77,26 @@ impl House {
         (self.up, self.store) = opened.unwrap();
     }
 
+    /// The same with the store of the first one.
+    pub(crate) async fn crash_and_reopen_with_its_store(self) -> Self {
+        let Self { journal, bus, link, up, store, wall_offset_ms, dir, opened } = self;
+        up.shutdown().await;
+        drop(up);
+        let mut store = Some(store);
+        // Who still reads has it open.
+        while let Some(shared) = store.take() {
+            match Arc::try_unwrap(shared) {
+                Ok(last) => drop(last),
+                Err(shared) => {
+                    store = Some(shared);
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+        let (up, store) = try_open(&journal, &link, dir.path(), &wall_offset_ms, &Life::FIRST).await.unwrap();
+        Self { journal, bus, link, up, store, wall_offset_ms, dir, opened }
+    }
+
     /// While this one is up.
     pub(crate) async fn open_another(&self) -> Result<Coordinator, OpenError> {
         let place = self.dir.path().join("another");
@@ -443,6 +463,10 @@ impl Journal for Watched {
         let held = self.reads_held.lock().unwrap();
         drop(self.reads_go.wait_timeout_while(held, Duration::from_secs(10), |held| *held).unwrap());
         self.inner.read_stream(stream, after_seq, limit)
+    }
+
+    fn damaged(&self) -> Vec<StreamId> {
+        self.inner.damaged()
     }
 
     fn head(&self) -> Head {

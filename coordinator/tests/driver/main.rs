@@ -7,6 +7,7 @@ mod disk;
 mod harness;
 mod loss;
 mod outage;
+mod passive;
 mod people;
 mod reports;
 mod run;

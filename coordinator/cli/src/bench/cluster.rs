@@ -22,7 +22,7 @@ use tonic::{
 
 use super::{Figure, STEPS_PER_RUN};
 
-const NAMESPACE: &str = "namespaces/default";
+pub(crate) const NAMESPACE: &str = "namespaces/default";
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
 /// A whole system on loopback.
@@ -30,6 +30,7 @@ pub(crate) struct Cluster {
     nats: NatsServer,
     serve: Process,
     agent: Process,
+    dir: PathBuf,
     data_dir: PathBuf,
     api: String,
     metrics: String,
@@ -42,21 +43,7 @@ impl Cluster {
         let nats = NatsServer::start().context("nats-server does not start: apt-get install nats-server")?;
         let data_dir = dir.join("data");
         let (api, metrics) = (free_address()?, free_address()?);
-        let serve = Process::start(
-            "serve",
-            dir,
-            &[
-                "serve",
-                "--nats",
-                &nats.url(),
-                "--listen",
-                &api,
-                "--metrics-listen",
-                &metrics,
-                "--data-dir",
-                path(&data_dir)?,
-            ],
-        )?;
+        let serve = serve(dir, &nats.url(), &api, &metrics, &data_dir)?;
         let token = first_token(&data_dir.join("admin.token")).await?;
         let agent = Process::start(
             "agent",
@@ -76,7 +63,7 @@ impl Cluster {
                 path(&dir.join("agent"))?,
             ],
         )?;
-        let cluster = Self { nats, serve, agent, data_dir, api, metrics, token };
+        let cluster = Self { nats, serve, agent, dir: dir.into(), data_dir, api, metrics, token };
         cluster.submit_when_ready().await?;
         Ok(cluster)
     }
@@ -104,10 +91,23 @@ impl Cluster {
         tokio::time::sleep(time).await;
         let used = Duration::from_nanos(self.serve.cpu_ns()?.saturating_sub(before));
         Ok(vec![
-            Figure::new("idle_rss_mb", self.serve.resident_mb()?, "MB").held("40", "20"),
+            Figure::new("idle_rss_mb", self.resident_mb()?, "MB").held("40", "20"),
             Figure::new("idle_cpu_percent", used.as_secs_f64() / time.as_secs_f64() * 100.0, "percent")
                 .held("0.5", "0.2"),
         ])
+    }
+
+    /// Resident memory of the coordinator.
+    pub(crate) fn resident_mb(&self) -> anyhow::Result<f64> {
+        self.serve.resident_mb()
+    }
+
+    /// Kill the coordinator with -9 and start it again at once; when it was killed.
+    pub(crate) fn kill_and_start(&mut self) -> anyhow::Result<Instant> {
+        let killed = Instant::now();
+        self.serve.kill()?;
+        self.serve = serve(&self.dir, &self.nats.url(), &self.api, &self.metrics, &self.data_dir)?;
+        Ok(killed)
     }
 
     /// A counter of the coordinator, by its name on `/metrics`.
@@ -128,8 +128,7 @@ impl Cluster {
     }
 
     async fn submit_when_ready(&self) -> anyhow::Result<()> {
-        let channel = self.connect().await?;
-        let mut agents = AgentServiceClient::new(channel.clone());
+        let mut agents = AgentServiceClient::new(self.connect().await?);
         until(READY_WITHIN, "the agent registers", async || {
             let list = agents
                 .list_agents(self.request(ListAgentsRequest { parent: NAMESPACE.into(), ..Default::default() }))
@@ -137,10 +136,21 @@ impl Cluster {
             Ok(list.into_inner().agents.iter().any(|a| a.state() == agent::State::Ready))
         })
         .await?;
-        let submit = SubmitPlaybookRequest { parent: NAMESPACE.into(), yaml: playbook(), ..Default::default() };
-        PlaybookServiceClient::new(channel).submit_playbook(self.request(submit)).await?;
+        self.submit(playbook()).await
+    }
+
+    /// Store a playbook.
+    pub(crate) async fn submit(&self, yaml: String) -> anyhow::Result<()> {
+        let submit = SubmitPlaybookRequest { parent: NAMESPACE.into(), yaml, ..Default::default() };
+        PlaybookServiceClient::new(self.connect().await?).submit_playbook(self.request(submit)).await?;
         Ok(())
     }
+}
+
+fn serve(dir: &Path, nats: &str, api: &str, metrics: &str, data_dir: &Path) -> anyhow::Result<Process> {
+    let addresses = ["--nats", nats, "--listen", api, "--metrics-listen", metrics];
+    let args: Vec<&str> = ["serve"].into_iter().chain(addresses).chain(["--data-dir", path(data_dir)?]).collect();
+    Process::start("serve", dir, &args)
 }
 
 /// Ten steps that do nothing, one after another, and a milestone.
@@ -235,6 +245,12 @@ impl Process {
             .spawn()
             .with_context(|| format!("can't start muster {name}"))?;
         Ok(Self { child })
+    }
+
+    fn kill(&mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
     }
 
     async fn terminate(mut self) -> anyhow::Result<()> {

@@ -17,7 +17,7 @@ use tonic::transport::Channel;
 use super::{STEPS_PER_RUN, cluster::Cluster, limits};
 
 /// Where the coordinator counts its syncs.
-const SYNCS: &str = "muster_journal_syncs_total";
+pub(crate) const SYNCS: &str = "muster_journal_syncs_total";
 const RUN_WITHIN: Duration = Duration::from_secs(60);
 /// Runs whose events are read for latencies.
 const SAMPLED_RUNS: usize = 200;

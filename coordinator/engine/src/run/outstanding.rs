@@ -198,6 +198,27 @@ impl Run {
         Some(WakeUp { at, why: self.why(due) })
     }
 
+    /// When the run has to be looked at next, if until then it waits for nothing but time and people: no attempt is at work, and
+    /// no step may be given to an agent. None for a run that has ended.
+    pub fn passive_until(&self) -> Option<Timestamp> {
+        let waits = |i: &usize| match &self.steps[*i].state {
+            StepState::Waiting { .. } | StepState::Asking { .. } => true,
+            StepState::Queued { .. } => self.pause.is_some(),
+            StepState::Pending
+            | StepState::Active
+            | StepState::Succeeded
+            | StepState::Failed { .. }
+            | StepState::Skipped { .. }
+            | StepState::Cancelled
+            | StepState::Undone => false,
+        };
+        if !self.awake.iter().all(waits) {
+            return None;
+        }
+        // A queued step of a paused run wakes nobody, so the moment does not depend on the present one.
+        self.wake_up(Timestamp::MIN).map(|wake| wake.at)
+    }
+
     /// The only host where a step may go for a purpose: where the playbook says, or where host-scoped work has begun.
     pub fn host_for(&self, i: usize, purpose: Purpose) -> Option<&HostLabel> {
         let asked = self.plan.steps[i].agent.host.as_ref();

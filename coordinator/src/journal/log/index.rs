@@ -108,6 +108,10 @@ impl Index {
         &self.stream(slot).name
     }
 
+    pub(crate) fn damaged_streams(&self) -> Vec<StreamId> {
+        self.damaged.keys().map(|slot| StreamId(Arc::clone(&self.stream(*slot).name))).collect()
+    }
+
     pub(crate) fn streams(&self) -> usize {
         self.streams.len()
     }

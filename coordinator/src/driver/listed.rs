@@ -1,0 +1,43 @@
+//! What lists, and the next start, are told of a run: not of each turn, since most change nothing of it.
+
+use jiff::Timestamp;
+use muster_engine::run::{Run, Touched};
+
+use super::run_task::RunTask;
+use crate::control::{run_state, state_reason};
+
+/// What lists and the next start are told of a run, besides its phases.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Listed {
+    /// The word for its state.
+    state: &'static str,
+    /// See [`Run::passive_until`].
+    passive_until: Option<Timestamp>,
+}
+
+impl Listed {
+    pub(super) fn of(run: &Run) -> Self {
+        Self { state: run_state(run), passive_until: run.passive_until() }
+    }
+}
+
+impl RunTask {
+    /// Most turns change nothing that a list says.
+    pub(super) fn note_for_lists(&mut self, touched: &Touched) {
+        let listed = Listed::of(&self.run);
+        if listed != self.listed || !touched.phases.is_empty() {
+            self.listed = listed;
+            self.listed_why = state_reason(&self.run);
+            self.shared.projector.changed(&self.entry, &self.run);
+        }
+    }
+
+    /// What a list says of a run that is not in memory is what it was told.
+    pub(super) fn note_why(&mut self) {
+        let why = state_reason(&self.run);
+        if why != self.listed_why {
+            self.listed_why = why;
+            self.shared.projector.changed(&self.entry, &self.run);
+        }
+    }
+}
