@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use muster_bus::message::AttemptKey;
 use muster_engine::{
     ids::{Actor, InstanceId, StepId},
-    run::{Command, Event, Outstanding, Run, Touched, state::StepState},
+    run::{Command, Event, Outstanding, Run, state::StepState},
 };
 use tokio::{sync::mpsc, task::AbortHandle};
 use tracing::debug;
