@@ -4,5 +4,6 @@
 pub mod lab;
 pub mod probe;
 pub mod process;
+pub mod proxy;
 pub mod system;
 pub mod trace;

@@ -55,11 +55,14 @@ impl RunTask {
         }
     }
 
-    async fn departs(&mut self) -> bool {
+    /// Leaves memory, if it is passive and nothing hangs on it.
+    pub(super) async fn departs(&mut self) -> bool {
         self.watchers.retain(|watcher| !watcher.is_closed());
         let Some(until) = self.run.passive_until().filter(|_| self.is_alone()) else { return false };
         self.note_why();
         let Some(passive) = self.shared.runs.departs(&self.entry, &mut self.inbox, until) else { return false };
+        self.shared.projector.departs(&self.entry);
+        self.end_wake_up();
         self.shared.timers.set_passive(self.entry.id.clone(), passive);
         // Who had a hand on the mailbox before it was closed may still put something in.
         while let Some(late) = self.inbox.recv().await {

@@ -9,7 +9,7 @@
 //! it is tried again to bring it up to the log's end from where it stands, or from the start if it has to be made anew.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -76,9 +76,18 @@ struct Dirty {
     reaching: Option<Position>,
     /// Appends under way that began in an even or odd epoch.
     in_flight: [usize; 2],
-    runs: HashMap<u64, (Arc<RunEntry>, Arc<Run>)>,
+    /// By key: of two that are the same run, the later one counts.
+    runs: BTreeMap<u64, Noted>,
     agents: BTreeSet<(Namespace, AgentName)>,
     playbooks: Vec<PlaybookRow>,
+}
+
+/// What is to be written of a run.
+enum Noted {
+    /// Its rows are made when they are written.
+    Run(Arc<RunEntry>, Arc<Run>),
+    /// It has left memory.
+    Rows(Vec<StoreWrite>),
 }
 
 impl Dirty {
@@ -89,7 +98,7 @@ impl Dirty {
     /// What was noted, or what is noted from now on is left to the journal.
     fn fall_behind(&mut self) {
         self.behind = true;
-        self.runs = HashMap::new();
+        self.runs = BTreeMap::new();
         self.agents = BTreeSet::new();
         self.playbooks = Vec::new();
     }
@@ -156,11 +165,20 @@ impl Projector {
             if dirty.behind {
                 return;
             }
-            dirty.runs.insert(entry.key, (Arc::clone(entry), Arc::clone(run)));
+            dirty.runs.insert(entry.key, Noted::Run(Arc::clone(entry), Arc::clone(run)));
             dirty.runs.len() == 1
         };
         if first {
             self.wanted.notify_one();
+        }
+    }
+
+    /// The run leaves memory: what was noted of it is not to keep it there.
+    pub(super) fn departs(&self, entry: &RunEntry) {
+        if let Some(noted) = self.lock().runs.get_mut(&entry.key)
+            && let Noted::Run(_, run) = noted
+        {
+            *noted = Noted::Rows(rows::writes_of(run, false));
         }
     }
 
@@ -298,7 +316,7 @@ impl Projector {
 struct Round {
     number: u64,
     is_behind: bool,
-    runs: HashMap<u64, (Arc<RunEntry>, Arc<Run>)>,
+    runs: BTreeMap<u64, Noted>,
     agents: BTreeSet<(Namespace, AgentName)>,
     playbooks: Vec<PlaybookRow>,
 }
@@ -330,8 +348,11 @@ impl Round {
                 writes.push(StoreWrite::Agent(AgentRow { namespace, name, detail }));
             }
         }
-        for (entry, run) in self.runs.into_values() {
-            writes.extend(rows::writes_of(&run, entry.view().quarantine.is_some()));
+        for noted in self.runs.into_values() {
+            match noted {
+                Noted::Run(entry, run) => writes.extend(rows::writes_of(&run, entry.view().quarantine.is_some())),
+                Noted::Rows(rows) => writes.extend(rows),
+            }
         }
         writes
     }

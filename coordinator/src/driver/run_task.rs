@@ -144,7 +144,8 @@ impl RunTask {
             {
                 batch.push(next);
             }
-            if matches!(self.turn(batch).await, Flow::Leave) || self.shared.is_stopping() {
+            // In a box of its own: a run that waits does not keep the room for a turn.
+            if matches!(Box::pin(self.turn(batch)).await, Flow::Leave) || self.shared.is_stopping() {
                 break;
             }
         }
@@ -154,8 +155,12 @@ impl RunTask {
         for watcher in self.watchers.drain(..) {
             watcher.end(errors::stopping());
         }
-        if self.wake_registered.is_some() {
-            self.shared.timers.set(&self.entry, self.wake_registered, None);
+        self.end_wake_up();
+    }
+
+    pub(super) fn end_wake_up(&mut self) {
+        if let Some(at) = self.wake_registered.take() {
+            self.shared.timers.set(&self.entry, Some(at), None);
         }
     }
 

@@ -51,8 +51,12 @@ impl RunTask {
         }
         task.act(turn);
         drop(noting);
-        task.serve().await;
+        if !task.departs().await {
+            // The room for a start is not kept for the run's life.
+            shared.tasks.spawn(task.serve());
+        }
     }
+
     /// Append until it is known what has become of it. A caller is told at once when that is not known yet; the run is
     /// started nevertheless as soon as the journal stands. False: it is not started.
     async fn append_start(&mut self, turn: &mut Turn, request: &Request, answer: &mut Option<Answer>) -> bool {

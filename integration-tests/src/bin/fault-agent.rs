@@ -1,0 +1,178 @@
+//! An agent for fault tests: `fault-agent URL NAME HOST SHARED DATA`. What it really does is in `SHARED/ledger`, a line at each
+//! moment; it stops at each phase for which `SHARED/hold-{phase}` is there, and says so by `SHARED/at-{phase}`.
+
+use std::{
+    error::Error,
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use muster_agent::{Action, ActionError, ActionSpec, Catalogue, Checked, Context, Done, Worker, WorkerConfig, guard};
+use muster_bus::{NatsBus, NatsOptions, message::Scope};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.first().is_some_and(|first| first == "guard") {
+        return ExitCode::from(u8::try_from(guard::run()).unwrap_or(u8::MAX));
+    }
+    let ended =
+        tokio::runtime::Runtime::new().map_err(Into::into).and_then(|runtime| runtime.block_on(run(&arguments)));
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nobody is left to be told if this fails too.
+            let _ = writeln!(std::io::stderr(), "{error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
+    let [url, name, host, shared, data_dir] = arguments else {
+        return Err("usage: fault-agent URL NAME HOST SHARED DATA".into());
+    };
+    let shared = Shared(shared.into());
+    let actions: [Arc<dyn Action>; 2] = [Arc::new(Put(shared.clone())), Arc::new(Append(shared))];
+    let config = WorkerConfig {
+        namespace: "default".to_owned(),
+        agent: name.clone(),
+        role: "fault".to_owned(),
+        labels: [].into(),
+        host: Some(host.clone()),
+        slots: 4,
+        data_dir: Some(data_dir.into()),
+        software: "fault-agent".to_owned(),
+    };
+    let bus = NatsBus::connect(NatsOptions::for_agent([url], name)).await?;
+    Worker::new(config, Catalogue::new(actions)?, Arc::new(bus)).run(CancellationToken::new()).await?;
+    Ok(())
+}
+
+/// What all processes of a test have in common.
+#[derive(Clone)]
+struct Shared(PathBuf);
+
+#[derive(Deserialize)]
+struct Params {
+    run: String,
+    step: String,
+    /// The try fails for good, after it has done its work.
+    #[serde(default)]
+    fails: bool,
+}
+
+impl Params {
+    fn read(with: &Value) -> Result<Self, ActionError> {
+        serde_json::from_value(with.clone()).map_err(|e| ActionError::permanent(e.to_string()))
+    }
+}
+
+impl Shared {
+    fn write(&self, what: &str, params: &Params) -> Result<(), ActionError> {
+        let line = format!("{what} {} {}\n", params.run, params.step);
+        let file = fs::File::options().create(true).append(true).open(self.0.join("ledger"));
+        file.and_then(|mut file| file.write_all(line.as_bytes())).map_err(|e| ActionError::permanent(e.to_string()))
+    }
+
+    /// Stay here while the test says so.
+    async fn hold(&self, phase: &str) {
+        let (hold, at) = (self.0.join(format!("hold-{phase}")), self.0.join(format!("at-{phase}")));
+        while hold.exists() {
+            // The test sees it or waits longer.
+            let _ = fs::write(&at, std::process::id().to_string());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn state(&self, params: &Params) -> PathBuf {
+        self.0.join(format!("state-{}-{}", params.run, params.step))
+    }
+}
+
+fn failed(params: &Params) -> Result<Done, ActionError> {
+    if params.fails { Err(ActionError::permanent("it was told to fail")) } else { Ok(Done::default()) }
+}
+
+fn put_whole(path: &Path, content: &str) -> Result<(), ActionError> {
+    let beside = path.with_extension(std::process::id().to_string());
+    fs::write(&beside, content)
+        .and_then(|()| fs::rename(&beside, path))
+        .map_err(|e| ActionError::permanent(e.to_string()))
+}
+
+/// Idempotent, checkable, undoable: makes a file of a name.
+struct Put(Shared);
+
+#[async_trait::async_trait]
+impl Action for Put {
+    fn spec(&self) -> ActionSpec {
+        let mut spec = ActionSpec::new("ledger.put", "1.0.0");
+        (spec.idempotent, spec.checkable, spec.undoable, spec.scope) = (true, true, true, Scope::Target);
+        spec
+    }
+
+    async fn check(&self, _: &Context, with: &Value) -> Result<Checked, ActionError> {
+        let params = Params::read(with)?;
+        self.0.write("check", &params)?;
+        self.0.hold("check").await;
+        Ok(if self.0.state(&params).exists() {
+            Checked::Satisfied(Done::default())
+        } else {
+            Checked::Different { diff: "the file is missing".to_owned() }
+        })
+    }
+
+    async fn prepare(&self, _: &Context, with: &Value) -> Result<Value, ActionError> {
+        self.0.write("prepare", &Params::read(with)?)?;
+        self.0.hold("prepare").await;
+        Ok(json!({}))
+    }
+
+    async fn run(&self, _: &Context, with: &Value) -> Result<Done, ActionError> {
+        let params = Params::read(with)?;
+        self.0.write("begin", &params)?;
+        self.0.hold("run").await;
+        put_whole(&self.0.state(&params), "there")?;
+        self.0.hold("done").await;
+        self.0.write("end", &params)?;
+        failed(&params)
+    }
+
+    async fn undo(&self, _: &Context, with: &Value, _: &Value) -> Result<Done, ActionError> {
+        let params = Params::read(with)?;
+        self.0.write("undo", &params)?;
+        self.0.hold("undo").await;
+        match fs::remove_file(self.0.state(&params)) {
+            Ok(()) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(ActionError::permanent(e.to_string())),
+        }
+        self.0.hold("undone").await;
+        Ok(Done::default())
+    }
+}
+
+/// None of it: must not be done twice.
+struct Append(Shared);
+
+#[async_trait::async_trait]
+impl Action for Append {
+    fn spec(&self) -> ActionSpec {
+        ActionSpec::new("ledger.append", "1.0.0")
+    }
+
+    async fn run(&self, _: &Context, with: &Value) -> Result<Done, ActionError> {
+        let params = Params::read(with)?;
+        self.0.write("begin", &params)?;
+        self.0.hold("run").await;
+        self.0.write("end", &params)?;
+        failed(&params)
+    }
+}
