@@ -39,7 +39,7 @@ task() { # REPLY-TO PAYLOAD: duty 2. Answer at once; the same key always gets th
   [[ $of_cluster == "$cluster" && $of_term == "$term" ]] || return 0 # from a coordinator that does not own the work (any more)
   if [[ -z ${seen[$key]-} ]]; then
     now
-    if ((clock + offset - sent > within)); then seen[$key]='{"answer":"refused","why":"too old"}'
+    if ((clock + offset - sent > within)); then seen[$key]='{"answer":"busy"}'
     elif $draining; then seen[$key]='{"answer":"draining"}'
     elif [[ $action != count.words/1 ]]; then seen[$key]='{"answer":"refused","why":"no such action"}'
     else seen[$key]='{"answer":"accepted"}' begin=true; fi

@@ -55,7 +55,7 @@ async def on_task(message):  # duty 2: answer at once; the same key always gets 
 
 def judge(task):
     if clock() + offset - task["sent_at_ms"] > task["start_within_ms"]:
-        return {"answer": "refused", "why": "too old"}
+        return {"answer": "busy"}
     if draining:
         return {"answer": "draining"}
     if task["action"] != "greet.say" or task["version"].split(".")[0] != "1":

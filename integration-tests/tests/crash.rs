@@ -19,6 +19,8 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 const LONG: Duration = Duration::from_secs(120);
+const KILLS: u32 = 200;
+const KILLS_A_RUN: u32 = 4;
 
 /// What steps really did: one line at the beginning of each try, one at its end.
 struct Ledger {
@@ -151,16 +153,18 @@ fn verify_journal(system: &mut System) -> Result<()> {
 }
 
 #[test]
-fn the_coordinator_is_killed_at_20_random_moments_of_a_busy_run() -> Result<()> {
+fn the_coordinator_is_killed_at_200_random_moments_of_busy_runs() -> Result<()> {
     let mut random = Random::new();
     let mut system = System::start()?;
     let ledger = Ledger::new(&system)?;
     system.start_agent("infra-1", "infra", &["--slots", "8", "--allow", path(&ledger.allow)?])?;
     let playbook = system.submit(&playbook("busy", 12, "quick"))?;
     let mut runs = Vec::new();
-    for _ in 0..20 {
-        runs.push(system.start_run(&playbook)?);
-        std::thread::sleep(Duration::from_millis(random.below(300)));
+    for kill in 0..KILLS {
+        if kill % KILLS_A_RUN == 0 {
+            runs.push(system.start_run(&playbook)?);
+        }
+        std::thread::sleep(Duration::from_millis(random.below(200)));
         system.kill_coordinator()?;
         system.start_coordinator()?;
     }

@@ -15,7 +15,9 @@ use muster_engine::run::{Dispatch, Fence, Run, event::NotStarted};
 use tracing::{debug, warn};
 
 use super::{
-    Shared, convert,
+    Shared,
+    clock::after_ms,
+    convert,
     entry::{Message, RunEntry},
 };
 
@@ -34,12 +36,14 @@ pub(super) struct Errand {
     dispatch: Box<Dispatch>,
     /// No copy of the task can have left: none was ever handed to a bus that was there.
     unsent: bool,
+    /// When the first copy left.
+    first_sent: Option<Timestamp>,
 }
 
 impl Errand {
     /// The task of an unconfirmed attempt. `unsent`: it was assigned in this process, and this is its first errand.
     pub(super) fn new(run: &Arc<Run>, dispatch: Box<Dispatch>, unsent: bool) -> Self {
-        Self { run: Arc::clone(run), dispatch, unsent }
+        Self { run: Arc::clone(run), dispatch, unsent, first_sent: None }
     }
 
     /// Send until it is answered or its time is over. A denial is told to the run, and that nothing could be sent at all.
@@ -61,11 +65,17 @@ impl Errand {
                 continue;
             }
             self.unsent = false;
+            let first_sent = *self.first_sent.get_or_insert(now);
             match self.send(&shared, now).await {
                 Ok(TaskReply::Accepted) => return,
                 Ok(TaskReply::Busy) => return self.deny(&entry, NotStarted::Busy).await,
                 Ok(TaskReply::Draining) => return self.deny(&entry, NotStarted::Draining).await,
-                Ok(TaskReply::Refused { why }) => return self.deny(&entry, NotStarted::Refused { why }).await,
+                Ok(TaskReply::Refused { why }) => {
+                    // It may have refused a copy for its age alone, and repeats that: another attempt finds out.
+                    let in_time = shared.clock.now() < after_ms(first_sent, shared.intervals.start_within_ms);
+                    let denial = if in_time { NotStarted::Refused { why } } else { NotStarted::Busy };
+                    return self.deny(&entry, denial).await;
+                }
                 Err(BusError::TooLarge { size, limit }) => {
                     let why = format!("the task has {size} bytes, and the bus carries {limit}");
                     return self.deny(&entry, NotStarted::Refused { why }).await;

@@ -35,6 +35,27 @@ async fn a_busy_agent_is_asked_again_and_a_refusal_goes_elsewhere() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refusal_that_comes_late_may_be_of_the_age_alone_and_excludes_nobody() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let run = house.start(&chain(1)).await;
+    let first = agent.swallow().await;
+    while house.up.run(&ns(), &run.id).await.unwrap().steps[0].attempts[0].end.is_none() {
+        // An agent that stood still finds copies of all ages, and repeats what it answered the oldest.
+        let copy = agent.swallow().await;
+        assert_eq!(copy.key, first.key);
+        if copy.sent_at_ms - first.sent_at_ms > 6_000 {
+            agent.next(TaskReply::Refused { why: "too old".into() }).await;
+            break;
+        }
+    }
+    agent.succeed(1).await;
+    let run = house.ended(&run.id).await;
+    let step = &run.steps[0];
+    assert_eq!((step.attempts.len(), step.excluded.len()), (2, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_task_is_sent_again_until_it_is_answered() {
     let house = House::open().await;
     let mut agent = house.agent("infra-1").await;

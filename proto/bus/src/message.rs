@@ -247,7 +247,7 @@ pub enum TaskReply {
     Draining,
     /// I will not start this attempt, nor another one of this step.
     Refused {
-        /// Why: unknown action, another version, not allowed, too old.
+        /// Why: unknown action, another version, not allowed.
         why: String,
     },
 }

@@ -96,7 +96,8 @@ impl Book {
         }
         let refuse = |why: String| TaskReply::Refused { why };
         let answer = if age_ms > i64::try_from(task.start_within_ms).unwrap_or(i64::MAX) {
-            refuse(format!("it was sent {age_ms} ms ago and had to start within {} ms", task.start_within_ms))
+            // Not refused: under another number it may come in time.
+            TaskReply::Busy
         } else if self.draining {
             TaskReply::Draining
         } else if let Err(why) = can_do {
