@@ -12,6 +12,8 @@ need() { # PROGRAM PACKAGE WHY
 need nats-server nats-server       "carries tasks and reports between coordinator and agents"
 need postgres    postgresql        "the database that the sample rollout puts behind a pool"
 need pgbouncer   pgbouncer         "the pool itself"
+need redis-server redis-server      "the cache that the infra agent sets up and measures"
+need redis-cli    redis-tools       "an independent look at Redis"
 need nginx       nginx-light       "serves the sample service over TLS"
 need openssl     openssl           "an independent look at certificates"
 need curl        curl              "an independent look at HTTP"

@@ -1,4 +1,4 @@
-//! The infra agent: certificates, nginx, PostgreSQL, PgBouncer, HTTP.
+//! The infra agent: certificates, nginx, PostgreSQL, PgBouncer, Redis, HTTP.
 //!
 //! Every action here is bounded in time, says what it measured with its unit, and never puts a secret into an output, a
 //! diff or an error.
@@ -11,6 +11,7 @@ pub mod http;
 pub mod nginx;
 pub mod pgbouncer;
 pub mod postgres;
+pub mod redis;
 pub mod tls;
 
 /// All actions of this crate.
@@ -21,6 +22,8 @@ pub fn actions() -> Vec<Arc<dyn Action>> {
         Arc::new(pgbouncer::Configure),
         Arc::new(pgbouncer::Probe),
         Arc::new(postgres::Probe),
+        Arc::new(redis::Configure),
+        Arc::new(redis::Probe),
         Arc::new(tls::Certificate),
         Arc::new(tls::Inspect),
     ]

@@ -9,6 +9,7 @@ mod pgbouncer;
 mod port;
 mod postgres;
 mod process;
+mod redis;
 mod service;
 mod tls;
 
@@ -29,6 +30,7 @@ pub use self::{
     port::free_port,
     postgres::{APP_USER, DATABASE, Postgres, psql, psql_program},
     process::{RunAs, Server, Start, program, run, wait_until},
+    redis::{REDIS_READER, Redis},
     service::SampleService,
     tls::Certificates,
 };
