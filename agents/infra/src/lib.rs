@@ -22,6 +22,7 @@ pub fn actions() -> Vec<Arc<dyn Action>> {
         Arc::new(pgbouncer::Configure),
         Arc::new(pgbouncer::Probe),
         Arc::new(postgres::Probe),
+        Arc::new(postgres::Replication),
         Arc::new(redis::Configure),
         Arc::new(redis::Probe),
         Arc::new(tls::Certificate),

@@ -53,6 +53,19 @@ impl Postgres {
         Ok(made)
     }
 
+    /// Makes a streaming replica of `primary` in `dir` and starts it. Same roles, same password.
+    pub fn replica(dir: &Path, primary: &Self) -> Result<Self> {
+        let (bin, run_as, password) = (primary.bin.clone(), primary.run_as.clone(), primary.password.clone());
+        run_as.folder(dir)?;
+        let mut made = Self { server: None, bin, dir: dir.to_owned(), run_as, port: free_port()?, password };
+        secret(&made.run_as, &made.password_file(), &format!("{}\n", made.password))?;
+        let from = format!("postgres://postgres:{}@{}/", made.password, primary.address());
+        let args = ["-d", &from, "-D", &made.data(), "-R", "-X", "stream", "-c", "fast"];
+        run(&made.run_as, dir, &made.bin.join("pg_basebackup"), &args)?;
+        made.restart()?;
+        Ok(made)
+    }
+
     /// Stops it if it runs and starts it at the same address.
     pub fn restart(&mut self) -> Result<()> {
         self.stop();
@@ -73,7 +86,22 @@ impl Postgres {
 
     /// Stops it; the address stays its own.
     pub fn stop(&mut self) {
+        self.thaw();
         self.server = None;
+    }
+
+    /// From then on it accepts connections and never answers them: nobody is there to take them.
+    pub fn freeze(&mut self) {
+        if let Some(server) = &mut self.server {
+            server.signal(Signal::STOP);
+        }
+    }
+
+    /// It answers again.
+    pub fn thaw(&mut self) {
+        if let Some(server) = &mut self.server {
+            server.signal(Signal::CONT);
+        }
     }
 
     /// `host:port`.
@@ -108,6 +136,12 @@ impl Postgres {
 
     fn data(&self) -> String {
         self.dir.join("data").display().to_string()
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod pool;
 mod redis;
+mod replication;
 mod rollout;
 mod site;
 mod tls;
