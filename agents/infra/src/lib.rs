@@ -19,6 +19,7 @@ pub fn actions() -> Vec<Arc<dyn Action>> {
     vec![
         Arc::new(http::Check),
         Arc::new(nginx::Site),
+        Arc::new(nginx::Upstream),
         Arc::new(pgbouncer::Configure),
         Arc::new(pgbouncer::Probe),
         Arc::new(postgres::Probe),

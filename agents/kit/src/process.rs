@@ -104,6 +104,16 @@ pub fn have_left(former: &[u32]) -> bool {
         .all(|title| !title.contains("worker process") || title.contains("shutting down"))
 }
 
+/// Those of these workers that are still there, shutting down or not: each still answers something.
+pub fn still_there(workers: &[u32]) -> Vec<u32> {
+    workers.iter().copied().filter(|pid| title(*pid).contains("worker process")).collect()
+}
+
+/// Those of these workers that are there only until they have answered what they were asked.
+pub fn leaving(workers: &[u32]) -> Vec<u32> {
+    workers.iter().copied().filter(|pid| title(*pid).contains("worker process is shutting down")).collect()
+}
+
 /// The command line that a process shows; empty when it is gone.
 fn title(pid: u32) -> String {
     let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();

@@ -25,6 +25,11 @@ pub struct SampleService {
 impl SampleService {
     /// Starts it in `dir`.
     pub fn start(dir: &Path) -> Result<Self> {
+        Self::start_release(dir, "1.0.0")
+    }
+
+    /// Starts it in `dir`; it says that it is of this version.
+    pub fn start_release(dir: &Path, release: &str) -> Result<Self> {
         let run_as = RunAs::same();
         run_as.folder(dir)?;
         let port = free_port()?;
@@ -32,7 +37,7 @@ impl SampleService {
         let mut server = Server::start(&Start {
             name: "sample-service",
             program: &beside("sample-service")?,
-            args: &["--listen".into(), address.clone()],
+            args: &["--listen", &address, "--release", release].map(str::to_owned),
             dir,
             run_as: &run_as,
             stop: Signal::TERM,

@@ -8,6 +8,7 @@ mod replication;
 mod rollout;
 mod site;
 mod tls;
+mod upstream;
 
 use std::{
     net::TcpListener,

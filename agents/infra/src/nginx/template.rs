@@ -6,7 +6,8 @@ use muster_agent::ActionError;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use muster_kit::params::{absolute, plain};
+use super::server::{Nginx, plain_path};
+use muster_kit::params::plain;
 
 /// Parameters of `nginx.site`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -39,8 +40,12 @@ pub struct SiteParams {
     #[serde(default)]
     pub key: Option<PathBuf>,
     /// What it stands in front of: `host:port`, one or more, in turn.
-    #[schemars(length(min = 1, max = 64))]
+    #[serde(default)]
+    #[schemars(length(max = 64))]
     pub upstreams: Vec<String>,
+    /// Instead of `upstreams`: the name of servers that `nginx.upstream` sets up.
+    #[serde(default)]
+    pub upstream: Option<String>,
     /// Answer HTTP with 301 to HTTPS (where both are listened for).
     #[serde(default = "yes")]
     pub redirect_to_https: bool,
@@ -82,21 +87,19 @@ pub(super) struct Rendered {
 impl SiteParams {
     /// Refuses what could break out of its place in the configuration, and what does not fit together.
     pub(super) fn validate(&self) -> Result<(), ActionError> {
-        let paths = [("site", Some(&self.site)), ("config", Some(&self.config)), ("pid_file", Some(&self.pid_file))];
-        let optional = [("prefix", self.prefix.as_ref()), ("cert", self.cert.as_ref()), ("key", self.key.as_ref())];
-        for (field, path) in paths.into_iter().chain(optional) {
-            let Some(path) = path else { continue };
-            absolute(field, path)?;
-            plain(field, &path.to_string_lossy(), "/._-+@")?;
+        self.nginx().validate()?;
+        let paths = [("site", Some(&self.site)), ("cert", self.cert.as_ref()), ("key", self.key.as_ref())];
+        for (field, path) in paths {
+            path.map_or(Ok(()), |path| plain_path(field, path))?;
         }
-        absolute("binary", &self.binary)?;
         plain("server_name", &self.server_name, ".-_")?;
         for listen in self.listen_http.iter().chain(&self.listen_https) {
             plain("listen", listen, ".:[]*")?;
         }
-        if self.upstreams.is_empty() || self.upstreams.len() > 64 {
-            return Err(ActionError::permanent("upstreams: 1 to 64 are needed"));
+        if self.upstreams.is_empty() == self.upstream.is_none() || self.upstreams.len() > 64 {
+            return Err(ActionError::permanent("upstreams: 1 to 64 are needed, or the name of an upstream"));
         }
+        self.upstream.iter().try_for_each(|name| plain("upstream", name, "._-"))?;
         self.upstreams.iter().try_for_each(|upstream| plain("upstreams", upstream, ".:-_[]"))?;
         for (name, value) in &self.headers {
             plain("headers", name, "-_")?;
@@ -111,6 +114,17 @@ impl SiteParams {
         Ok(())
     }
 
+    /// The nginx that serves it.
+    pub(super) fn nginx(&self) -> Nginx<'_> {
+        Nginx {
+            config: &self.config,
+            pid_file: &self.pid_file,
+            binary: &self.binary,
+            prefix: self.prefix.as_ref(),
+            settle_ms: self.settle_ms,
+        }
+    }
+
     /// The configuration. Same parameters, same text.
     pub(super) fn render(&self) -> Rendered {
         let mark = format!("{MARK}{}", &muster_kit::files::digest(self.text("").as_bytes())[..16]);
@@ -119,9 +133,12 @@ impl SiteParams {
 
     fn text(&self, mark: &str) -> String {
         let mut text = String::from("# Written by muster (nginx.site); changes made by hand are overwritten.\n");
-        let pool = format!("muster_{}", self.server_name.replace(['.', '-'], "_"));
+        let own = || format!("muster_{}", self.server_name.replace(['.', '-'], "_"));
+        let pool = self.upstream.clone().unwrap_or_else(own);
         let servers = self.upstreams.iter().fold(String::new(), |all, upstream| all + "    server " + upstream + ";\n");
-        push(&mut text, format_args!("upstream {pool} {{\n{servers}}}\n"));
+        if self.upstream.is_none() {
+            push(&mut text, format_args!("upstream {pool} {{\n{servers}}}\n"));
+        }
         if let Some(listen) = &self.listen_http {
             let redirect = self.redirect_target().map(|target| format!("return 301 {target};"));
             self.block(&mut text, listen, mark, &self.content(&pool, redirect.as_deref()));
