@@ -1,4 +1,4 @@
-//! The infra agent: certificates, nginx, PostgreSQL, PgBouncer, Redis, HTTP.
+//! The infra agent: certificates, nginx, PostgreSQL, PgBouncer, Redis, HTTP, backups.
 //!
 //! Every action here is bounded in time, says what it measured with its unit, and never puts a secret into an output, a
 //! diff or an error.
@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use muster_agent::Action;
 
+pub mod backup;
 pub mod http;
 pub mod nginx;
 pub mod pgbouncer;
@@ -17,6 +18,7 @@ pub mod tls;
 /// All actions of this crate.
 pub fn actions() -> Vec<Arc<dyn Action>> {
     vec![
+        Arc::new(backup::Backup),
         Arc::new(http::Check),
         Arc::new(nginx::Site),
         Arc::new(nginx::Upstream),

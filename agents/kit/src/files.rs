@@ -184,6 +184,27 @@ fn folder(path: &Path) -> &Path {
     path.parent().unwrap_or_else(|| Path::new("/"))
 }
 
+/// How much may still be written where `path` is, in bytes.
+pub fn free_bytes(path: &Path) -> Result<u64, ActionError> {
+    let about = rustix::fs::statvfs(path).map_err(|e| failed("look at", path, &e.into()))?;
+    Ok(about.f_bavail.saturating_mul(about.f_frsize))
+}
+
+/// Removes a folder with all that is in it; `false` when there is none.
+pub fn remove_folder(path: &Path) -> Result<bool, ActionError> {
+    match fs::remove_dir_all(path) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(failed("remove", path, &e)),
+    }
+}
+
+/// Gives a file or folder another name in the same folder; lasting when this returns.
+pub fn rename(from: &Path, to: &Path) -> Result<(), ActionError> {
+    fs::rename(from, to).map_err(|e| failed("rename", from, &e))?;
+    sync_folder(to)
+}
+
 /// SHA-256 in lower-case hex.
 pub fn digest(content: &[u8]) -> String {
     use std::fmt::Write as _;

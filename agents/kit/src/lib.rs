@@ -11,3 +11,4 @@ pub mod net;
 pub mod params;
 pub mod process;
 pub mod secret;
+pub mod user;

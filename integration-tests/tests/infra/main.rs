@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+mod backup;
 mod pool;
 mod redis;
 mod replication;

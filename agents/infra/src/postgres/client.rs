@@ -1,6 +1,6 @@
 //! Connections to PostgreSQL, PgBouncer and its console.
 
-use std::{str::FromStr, time::Duration};
+use std::{path::Path, str::FromStr, time::Duration};
 
 use muster_agent::{ActionError, Context};
 use schemars::JsonSchema;
@@ -51,6 +51,18 @@ impl Target {
     /// The database it is for.
     pub(crate) fn database(&self) -> &str {
         self.0.get_dbname().or_else(|| self.0.get_user()).unwrap_or_default()
+    }
+
+    /// The user that asks.
+    pub(crate) fn user(&self) -> &str {
+        self.0.get_user().unwrap_or_default()
+    }
+
+    /// A server on this host that listens on a socket in `folder`, and trusts whoever reaches it.
+    pub(crate) fn local(folder: &Path, port: u16, user: &str, database: &str) -> Self {
+        let mut config = Config::new();
+        config.host_path(folder).port(port).user(user).dbname(database).application_name("muster");
+        Self(config)
     }
 
     /// A connection. It is closed when the client is dropped.
