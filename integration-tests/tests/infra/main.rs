@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod backup;
+mod guarded;
 mod pool;
 mod redis;
 mod replication;
