@@ -24,8 +24,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Start PostgreSQL, PgBouncer, nginx, nats-server and a sample service; print KEY=VALUE; stay until SIGTERM, SIGINT or
-    /// the end of standard input; then stop and remove all of it.
+    /// Start PostgreSQL with a replica, PgBouncer, Redis, nginx, nats-server and a sample service; print KEY=VALUE; stay until
+    /// SIGTERM, SIGINT or the end of standard input; then stop and remove all of it.
     Up {
         /// Write the inputs of revenue-engine-rollout there, as JSON.
         #[arg(long)]
@@ -88,7 +88,11 @@ async fn up(inputs_file: Option<PathBuf>, pooling: Pooling, keep: bool) -> Resul
         ("HTTPS", inputs.https_address.clone()),
         ("SERVICE", inputs.upstream.clone()),
         ("POSTGRES", lab.postgres.address()),
+        ("REPLICA", lab.replica.address()),
         ("PGBOUNCER", lab.pgbouncer.address()),
+        ("REDIS", lab.redis.address()),
+        ("REDIS_CONFIG", lab.redis.config().display().to_string()),
+        ("REDIS_PASSWORD_FILE", lab.redis.password_file().display().to_string()),
         ("PASSWORD_FILE", inputs.password_file.display().to_string()),
         ("READY", "1".into()),
     ] {

@@ -51,7 +51,7 @@ pub fn folder() -> Result<TempDir> {
     Ok(dir)
 }
 
-/// The roadmap's systems as they are found: an expired certificate, no redirect to HTTPS, no pooling.
+/// The roadmap's systems as they are found: an expired certificate, no redirect to HTTPS, no pooling, a Redis that forgets.
 ///
 /// Fields are dropped in this order: clients before what they use.
 #[derive(Debug)]
@@ -60,8 +60,12 @@ pub struct Lab {
     pub nginx: Nginx,
     /// In front of the database.
     pub pgbouncer: PgBouncer,
+    /// Reads: follows the database.
+    pub replica: Postgres,
     /// The database.
     pub postgres: Postgres,
+    /// Without persistence and without a limit of memory.
+    pub redis: Redis,
     /// What nginx stands in front of.
     pub service: SampleService,
     /// The bus.
@@ -79,9 +83,11 @@ impl Lab {
         let service = SampleService::start(&dir.path().join("service"))?;
         let postgres = Postgres::start(&dir.path().join("postgres"))?;
         let pgbouncer = PgBouncer::start(&dir.path().join("pgbouncer"), &postgres, pooling)?;
+        let replica = Postgres::replica(&dir.path().join("replica"), &postgres)?;
+        let redis = Redis::start(&dir.path().join("redis"))?;
         let certificates = Certificates::make(&dir.path().join("tls"), &Nginx::user()?, DOMAIN, -5)?;
         let nginx = Nginx::start(&dir.path().join("nginx"), DOMAIN, &certificates, &service.address())?;
-        Ok(Self { nginx, pgbouncer, postgres, service, nats, certificates, dir })
+        Ok(Self { nginx, pgbouncer, replica, postgres, redis, service, nats, certificates, dir })
     }
 
     /// Where everything lies.
