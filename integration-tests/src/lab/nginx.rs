@@ -1,12 +1,13 @@
 //! An nginx.
 
 use std::{
+    fs,
     net::TcpStream,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use rustix::process::Signal;
 
 use super::{
@@ -74,8 +75,13 @@ impl Nginx {
             run_as: &self.run_as,
             stop: Signal::TERM,
         })?;
-        let address = self.https_address();
-        server.ready(Duration::from_secs(10), || Ok(TcpStream::connect(&address).map(drop)?))?;
+        let (address, pid, pid_file) = (self.https_address(), server.pid().to_string(), self.pid_file());
+        server.ready(Duration::from_secs(10), || {
+            TcpStream::connect(&address)?;
+            // It listens before it says who it is.
+            ensure!(fs::read_to_string(&pid_file)?.trim() == pid, "its pid file is not written yet");
+            Ok(())
+        })?;
         self.server = Some(server);
         Ok(())
     }
