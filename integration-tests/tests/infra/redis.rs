@@ -236,6 +236,7 @@ async fn what_redis_refuses_and_what_does_not_fit_changes_nothing() {
     with["settle_ms"] = json!(500);
     let prepared = Configure.prepare(&context(), &with).await.unwrap();
     let error = base.run_fails(&with).await;
+    assert!(matches!(error, ActionError::Retry { .. }) && error.to_string().contains("appendonly"), "{error}");
     assert_eq!(base.file(), found, "the file would have it start without its data: {error}");
     assert_eq!(base.at_work("appendfsync"), "everysec", "what was set before the refusal is taken back");
     Configure.undo(&context(), &with, &prepared).await.unwrap();

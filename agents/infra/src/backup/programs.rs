@@ -51,7 +51,8 @@ impl<'a> Programs<'a> {
     /// Runs a program to its end, for at most the limit; an error with its last words when it fails.
     pub(super) async fn run(&self, name: &str, args: &[&str], env: &[(&str, &str)]) -> Result<(), ActionError> {
         let path = if self.bin.join(name).is_file() { self.path(name) } else { name.to_owned() };
-        let mut command = self.run_as.command(self.ctx, path).args(args.iter().copied());
+        // Their words decide what is to be done about a failure.
+        let mut command = self.run_as.command(self.ctx, path).args(args.iter().copied()).env("LC_ALL", "C.UTF-8");
         for (name, value) in env {
             command = command.env(*name, *value);
         }

@@ -84,13 +84,18 @@ async fn set(client: &Client, now: &Values, wanted: &Values) -> Result<(), Actio
             client.tell::<()>(&["CONFIG", "SET", name, &now[name]]).await?;
         }
         return Err(match e {
-            ActionError::Retry { message, .. } if message.contains("CONFIG SET failed") => {
+            ActionError::Retry { message, .. } if is_final(&message) => {
                 ActionError::permanent(format!("{name} can't be {value:?}, nothing was changed: {message}"))
             }
             e @ (ActionError::Retry { .. } | ActionError::Permanent { .. } | ActionError::NeedsPerson { .. }) => e,
         });
     }
     Ok(())
+}
+
+/// Whether the value is the reason: of version 7, and of those before it. An append-only file that can't be begun is none.
+fn is_final(message: &str) -> bool {
+    ["must be one of", "couldn't be parsed", "Invalid argument"].iter().any(|text| message.contains(text))
 }
 
 async fn appending(ctx: &Context, client: &Client, settle_ms: u64) -> Result<(), ActionError> {
