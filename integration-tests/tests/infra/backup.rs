@@ -12,7 +12,7 @@ use muster_integration_tests::lab::{self, APP_USER, DATABASE, Postgres, RunAs};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{assert_gave_up, context, does, knowing, mute, undoes};
+use crate::{assert_gave_up, context, does, guarded::at_work_in, knowing, mute, undoes};
 
 /// Fields are dropped in this order.
 struct Base {
@@ -175,6 +175,18 @@ async fn settings_of_the_server_do_not_reach_the_copy() {
     assert!(!mark.exists());
     let kept = fs::read_to_string(base.root().join("first/data/postgresql.auto.conf")).unwrap();
     assert!(kept.contains("no_such_library"), "the backup itself is whole");
+}
+
+#[tokio::test]
+async fn a_proof_that_takes_too_long_ends_with_its_server() {
+    let base = base();
+    let mut with = base.backup("first");
+    with["limit_ms"] = json!(10_000);
+    with["proof"] = json!({"query": "select pg_sleep(600)"});
+    let message = assert_gave_up(Instant::now(), Backup.run(&context(), &with).await);
+    assert!(message.contains("10000 ms"), "{message}");
+    assert_eq!(base.there(), Vec::<String>::new());
+    assert_eq!(at_work_in(&base.root().display().to_string()), Vec::<u32>::new());
 }
 
 #[tokio::test]

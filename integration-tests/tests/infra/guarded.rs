@@ -38,7 +38,7 @@ fn backup(postgres: &Postgres, root: &std::path::Path, query: &str) -> Value {
 }
 
 /// Processes whose command line names this folder.
-fn at_work_in(folder: &str) -> Vec<u32> {
+pub(crate) fn at_work_in(folder: &str) -> Vec<u32> {
     let pids = fs::read_dir("/proc").unwrap().filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
     let names = |pid: &u32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
