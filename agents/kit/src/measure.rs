@@ -63,10 +63,15 @@ impl Errors {
 
     /// Counts one.
     pub fn add(&mut self, text: String) {
+        self.add_many(text, 1);
+    }
+
+    /// Counts as many of one text.
+    pub fn add_many(&mut self, text: String, count: u64) {
         if self.0.len() < Self::TEXTS || self.0.contains_key(&text) {
-            *self.0.entry(text).or_default() += 1;
+            *self.0.entry(text).or_default() += count;
         } else {
-            *self.0.entry("others".into()).or_default() += 1;
+            *self.0.entry("others".into()).or_default() += count;
         }
     }
 

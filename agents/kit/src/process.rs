@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use muster_agent::{ActionError, Context};
+use muster_agent::{ActionError, Context, allow::Allow, guard};
 use rustix::process::{Pid, Signal, kill_process};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -142,4 +142,31 @@ pub async fn run(ctx: &Context, limit_ms: u64, program: &Path, args: &[String]) 
         return Err(ActionError::needs_person(format!("{name} can't be started: {text}; install it or name its path")));
     }
     Ok(Ended { good: output.code == 0, text })
+}
+
+/// A program that `allow` lists, ready to be started: its content has just been compared with the list. Never a shell.
+///
+/// # Errors
+/// Permanent when it is not listed, or is another file than was listed.
+pub async fn allowed(ctx: &Context, allow: &Allow, name: &str) -> Result<guard::Command, ActionError> {
+    let (list, listed) = (allow.clone(), name.to_owned());
+    let path = crate::bound::blocking(move || {
+        list.verify(&listed).map_err(|e| {
+            let why = std::error::Error::source(&e).map(|inner| format!(": {inner}")).unwrap_or_default();
+            ActionError::permanent(format!("{e}{why}"))
+        })
+    })
+    .await?;
+    let program = path
+        .to_str()
+        .ok_or_else(|| ActionError::permanent(format!("command {name:?}: its path is not UTF-8; move it")))?;
+    Ok(ctx.command(program))
+}
+
+/// The end of what a program wrote, for a message: at most a kilobyte.
+pub fn tail(text: &str) -> &str {
+    let text = text.trim_end();
+    let start = text.len().saturating_sub(1024);
+    let start = (start..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
+    &text[start..]
 }

@@ -14,7 +14,7 @@ use crate::{
     guard::{Children, Guard},
 };
 
-/// An action on trial. Programs that it starts are real, but without a guard (see [`Guard::Off`]).
+/// An action on trial. Programs that it starts are real, but without a guard (see [`Guard::Off`]) unless it gets one.
 pub struct Trial {
     action: Arc<dyn Action>,
     voice: Arc<Recorder>,
@@ -54,6 +54,12 @@ impl Trial {
             children: Children::new(Guard::Off, None, cancelled.clone()),
             cancelled,
         }
+    }
+
+    /// Programs are started through `guard`, and so end as they do in an agent.
+    #[must_use]
+    pub fn guarded(self, guard: Guard) -> Self {
+        Self { children: Children::new(guard, None, self.cancelled.clone()), ..self }
     }
 
     /// What the action is given; for calls that are not here.

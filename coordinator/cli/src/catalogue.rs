@@ -11,22 +11,28 @@ use crate::{
     error::{CliError, Result, chain},
 };
 
-/// The actions of a role; `command.run` starts only what `allow` names.
+const COMMAND_RUN: &str = "command.run";
+
+/// The actions of a role; programs are started only where `allow` names them.
 pub(crate) fn of_role(role: Role, allow: Allow) -> Result<Catalogue> {
-    let command: Arc<dyn Action> = Arc::new(CommandRun::new(allow));
     let mut actions: Vec<Arc<dyn Action>> = match role {
         Role::Infra => muster_infra::actions(),
-        Role::Integration | Role::Deployment => Vec::new(),
+        Role::Integration => muster_integration::actions(&allow),
+        Role::Deployment => Vec::new(),
         Role::Bench => return catalogue(vec![Arc::new(Noop)]),
     };
-    actions.push(command);
+    actions.push(Arc::new(CommandRun::new(allow)));
     catalogue(actions)
 }
 
 /// What plans may name though no agent offers it yet: every action that comes with this binary.
 pub(crate) fn shipped() -> Result<Vec<ActionOffer>> {
-    let mut offers = of_role(Role::Infra, Allow::default())?.offers();
-    offers.extend(of_role(Role::Bench, Allow::default())?.offers());
+    let mut offers = Vec::<ActionOffer>::new();
+    for role in [Role::Infra, Role::Integration, Role::Deployment, Role::Bench] {
+        // Several roles have command.run.
+        let more = of_role(role, Allow::default())?.offers();
+        offers.extend(more.into_iter().filter(|offer| role == Role::Infra || offer.name != COMMAND_RUN));
+    }
     Ok(offers)
 }
 
