@@ -8,7 +8,7 @@ use std::{
 use async_trait::async_trait;
 use muster_agent::{Action, ActionError, ActionSpec, Context, Done};
 use muster_kit::{
-    archive::{Limits, Member, Package, digest_of},
+    archive::{Limits, Member, Package, digest_of, stop_unless},
     bound::blocking,
     measure::observation,
     params,
@@ -118,8 +118,10 @@ impl VerifyParams {
             let name = member.path.to_string_lossy();
             wanted.retain(|want| !meant(want, member));
             let Some(want) = self.members.iter().find(|(want, _)| meant(want, member)) else { return Ok(()) };
-            let found = digest_of(content, go_on)
-                .map_err(|e| ActionError::permanent(format!("member {name:?} can't be read: {e}")))?;
+            let digested = digest_of(content, go_on);
+            stop_unless(go_on)?;
+            let found = digested
+                .map_err(|e| ActionError::permanent(format!("member {name:?} can't be read to its end: {e}")))?;
             if !found.1.eq_ignore_ascii_case(want.1) && output.mismatched.len() < NAMED {
                 output.mismatched.push(format!("{name}: {}", found.1));
             }

@@ -124,7 +124,9 @@ impl Package {
     /// Length of the file in bytes, and its sha256 in lower-case hex. `go_on` is asked now and then; at `false` it stops.
     pub fn digest(&self, go_on: &dyn Fn() -> bool) -> Result<(u64, String), ActionError> {
         let mut file = self.rewound()?.take(self.limits.packed_bytes + 1);
-        let found = digest_of(&mut file, go_on).map_err(|e| self.broken(&e))?;
+        let digested = digest_of(&mut file, go_on);
+        stop_unless(go_on)?;
+        let found = digested.map_err(|e| self.broken(&e))?;
         if found.0 > self.limits.packed_bytes {
             return Err(self.too_large("bytes, packed", self.limits.packed_bytes));
         }
@@ -286,6 +288,10 @@ impl Count<'_> {
         let mut bounded = content.take(most - self.total.unpacked_bytes + 1);
         let room = bounded.limit();
         let visited = visit(member, &mut bounded);
+        // Who stopped in the middle of it says so, and not that the rest is missing.
+        if matches!(visited, Err(ActionError::Retry { .. })) {
+            return visited;
+        }
         // Also what nobody read has to be counted, and a package that breaks off here is broken.
         let rest = io::copy(&mut bounded, &mut io::sink());
         let over = bounded.limit() == 0;
@@ -298,7 +304,8 @@ impl Count<'_> {
     }
 }
 
-fn stop_unless(go_on: &dyn Fn() -> bool) -> Result<(), ActionError> {
+/// An error once `go_on` says `false`: it may pass by itself, since nothing was wrong with what was read.
+pub fn stop_unless(go_on: &dyn Fn() -> bool) -> Result<(), ActionError> {
     if go_on() { Ok(()) } else { Err(ActionError::retry("stopped while reading a package: the attempt was cancelled")) }
 }
 

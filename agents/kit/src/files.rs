@@ -163,7 +163,8 @@ fn write_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     file.sync_all()
 }
 
-fn give_to_owner_of(path: &Path, model: &Path) -> Result<(), ActionError> {
+/// Gives a file or folder to the owner of `model`, where this process may give it away (root alone).
+pub fn give_to_owner_of(path: &Path, model: &Path) -> Result<(), ActionError> {
     if !rustix::process::geteuid().is_root() {
         return Ok(());
     }
@@ -171,7 +172,8 @@ fn give_to_owner_of(path: &Path, model: &Path) -> Result<(), ActionError> {
     std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid())).map_err(|e| failed("give away", path, &e))
 }
 
-fn sync_folder(path: &Path) -> Result<(), ActionError> {
+/// Makes what was done to the name `path` last, also after a crash: its folder is synced.
+pub fn sync_folder(path: &Path) -> Result<(), ActionError> {
     let folder = folder(path);
     File::open(folder).and_then(|f| f.sync_all()).map_err(|e| failed("sync", folder, &e))
 }
@@ -219,7 +221,8 @@ pub fn hex(bytes: &[u8]) -> String {
     })
 }
 
-fn failed(verb: &str, path: &Path, e: &io::Error) -> ActionError {
+/// What can't be done to a file, as the kind of error that says what to do about it.
+pub fn failed(verb: &str, path: &Path, e: &io::Error) -> ActionError {
     let message = format!("can't {verb} {}: {e}", path.display());
     if e.kind() == io::ErrorKind::PermissionDenied {
         ActionError::needs_person(format!("{message}; let this agent's user own it and its folder"))

@@ -9,6 +9,7 @@ use std::{
 
 use muster_agent::{ActionError, Context};
 use reqwest::{Client, ClientBuilder, Method, Url};
+use rustls::RootCertStore;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -64,7 +65,9 @@ impl Target {
         if !matches!(url.scheme(), "http" | "https") {
             return Err(ActionError::permanent(format!("url {:?}: http:// or https:// is needed", self.url)));
         }
-        let tls = net::trusting(net::roots(self.ca_file.as_deref())?);
+        let plain = url.scheme() == "http" && self.ca_file.is_none();
+        let roots = if plain { RootCertStore::empty() } else { net::roots(self.ca_file.as_deref())? };
+        let tls = net::trusting(roots);
         let client = Client::builder()
             .tls_backend_preconfigured(tls)
             .no_proxy()

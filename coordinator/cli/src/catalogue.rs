@@ -18,7 +18,7 @@ pub(crate) fn of_role(role: Role, allow: Allow) -> Result<Catalogue> {
     let mut actions: Vec<Arc<dyn Action>> = match role {
         Role::Infra => muster_infra::actions(),
         Role::Integration => muster_integration::actions(&allow),
-        Role::Deployment => Vec::new(),
+        Role::Deployment => muster_deployment::actions(&allow),
         Role::Bench => return catalogue(vec![Arc::new(Noop)]),
     };
     actions.push(Arc::new(CommandRun::new(allow)));
