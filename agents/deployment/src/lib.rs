@@ -8,9 +8,14 @@ use std::sync::Arc;
 use muster_agent::{Action, allow::Allow};
 
 pub mod prepare;
+pub mod service;
+pub mod switch;
 mod tree;
+mod turn;
+mod upstream;
+pub mod watch;
 
 /// All actions of this crate; services are started only by programs that `allow` lists.
-pub fn actions(_allow: &Allow) -> Vec<Arc<dyn Action>> {
-    vec![Arc::new(prepare::Prepare)]
+pub fn actions(allow: &Allow) -> Vec<Arc<dyn Action>> {
+    vec![Arc::new(prepare::Prepare), Arc::new(switch::Rollback), Arc::new(switch::Switch::new(allow.clone()))]
 }

@@ -11,6 +11,7 @@ mod postgres;
 mod process;
 mod redis;
 mod service;
+mod sides;
 mod tls;
 
 use std::{
@@ -32,6 +33,7 @@ pub use self::{
     process::{RunAs, Server, Start, program, run, wait_until},
     redis::{REDIS_READER, Redis},
     service::SampleService,
+    sides::{BlueGreen, FIRST, NEXT},
     tls::Certificates,
 };
 

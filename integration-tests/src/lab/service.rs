@@ -53,7 +53,7 @@ impl SampleService {
 }
 
 /// A program of this workspace: beside this one, or one folder up for a test.
-fn beside(name: &str) -> Result<PathBuf> {
+pub(super) fn beside(name: &str) -> Result<PathBuf> {
     let this = std::env::current_exe()?;
     let folders = this.ancestors().skip(1).take(2);
     folders

@@ -2,17 +2,36 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+mod breach;
 mod prepare;
+mod rollback;
+mod side;
+mod switch;
 
 use std::{fs, path::Path, process::Command};
 
-use muster_agent::{Action, ActionError, Checked, allow::Allow, guard::Guard, noop::Noop, testkit::Trial};
+use muster_agent::{
+    Action, ActionError, Checked,
+    allow::{Allow, Pinned},
+    guard::Guard,
+    noop::Noop,
+    testkit::Trial,
+};
 use muster_integration_tests::process::binary;
 use serde_json::{Value, json};
 
 /// What programs are started by is what an agent starts them by: what they leave behind ends with them.
 fn trial() -> Trial {
     Trial::new(Noop).guarded(Guard::program(binary("muster", "muster")))
+}
+
+/// These programs, each allowed under its file name.
+fn allowing(programs: &[&Path]) -> Allow {
+    let pinned = programs.iter().map(|path| {
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        (name, Pinned { path: path.to_path_buf(), sha256: sha256(path) })
+    });
+    Allow { commands: pinned.collect() }
 }
 
 /// As sha256sum says.
@@ -73,7 +92,7 @@ fn names(folder: &Path) -> Vec<String> {
 #[test]
 fn every_action_says_what_it_promises() {
     let actions = muster_deployment::actions(&Allow::default());
-    assert_eq!(actions.len(), 1);
+    assert_eq!(actions.len(), 3);
     for action in actions {
         let spec = action.spec();
         assert!(spec.params_schema.is_some() && spec.output_schema.is_some(), "{}", spec.name);
