@@ -133,6 +133,14 @@ fn the_page_for_agents_can_be_followed() -> Result<()> {
     Ok(())
 }
 
+/// The page on releases: its command needs no system.
+#[test]
+fn the_playbook_of_the_page_on_releases_passes_lint() -> Result<()> {
+    let output = run("docs/deployment.md", &commands("docs/deployment.md")?)?;
+    ensure!(output.contains("blue-green-release.yaml: nothing found"), "{output}");
+    Ok(())
+}
+
 /// A worked example tells to run tests; each of them is there, and so is run with all others.
 #[test]
 fn the_tests_that_the_examples_name_are_there() -> Result<()> {

@@ -152,8 +152,11 @@ impl PrepareParams {
         let with: Self = params::read(with)?;
         params::absolute("releases", &with.releases)?;
         params::plain("version", &with.version, "._+-")?;
-        if with.version.starts_with('.') || with.version.len() > 64 {
-            return Err(ActionError::permanent(format!("version: {:?} is hidden or too long", with.version)));
+        if with.version.starts_with(['.', '-']) || with.version.len() > 64 {
+            return Err(ActionError::permanent(format!(
+                "version: {:?} is hidden, looks like an option or is too long",
+                with.version
+            )));
         }
         if with.sha256.len() != 64 || !with.sha256.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(ActionError::permanent("sha256: 64 hex digits are needed; get them with: sha256sum FILE"));

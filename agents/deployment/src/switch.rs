@@ -69,6 +69,17 @@ fn sixty_seconds() -> u64 {
     60_000
 }
 
+/// A release's name is handed to programs that make a path of it.
+fn named(field: &str, release: &str) -> Result<(), ActionError> {
+    params::plain(field, release, "._+-")?;
+    if release.starts_with(['.', '-']) || release.len() > 64 {
+        return Err(ActionError::permanent(format!(
+            "{field}: {release:?} is hidden, looks like an option or is too long"
+        )));
+    }
+    Ok(())
+}
+
 impl Switch {
     /// May start and stop sides by what `allow` lists.
     pub fn new(allow: Allow) -> Self {
@@ -77,7 +88,7 @@ impl Switch {
 
     fn turn(&self, with: &Value) -> Result<Turn, ActionError> {
         let with: SwitchParams = params::read(with)?;
-        params::plain("release", &with.release, "._+-")?;
+        named("release", &with.release)?;
         let (start_within_ms, most) = (with.start_within_ms, 3_600_000);
         if start_within_ms == 0 || start_within_ms > most {
             return Err(ActionError::permanent(format!("start_within_ms: it is not within 1 to {most}")));
@@ -100,7 +111,7 @@ impl Switch {
 impl Rollback {
     fn turn(with: &Value) -> Result<Turn, ActionError> {
         let with: RollbackParams = params::read(with)?;
-        params::plain("away_from", &with.away_from, "._+-")?;
+        named("away_from", &with.away_from)?;
         let turn = Turn {
             name: "release.rollback",
             service: with.service,

@@ -1,4 +1,4 @@
-//! `allow.toml`: what `command.run` may start. Off until somebody on the agent's own host has listed it by its digest.
+//! `allow.toml`: what `command.run`, `tests.run` and `release.switch` may start. Off until somebody on the agent's own host has listed it by its digest.
 //!
 //! ```toml
 //! [commands.rotate-logs]

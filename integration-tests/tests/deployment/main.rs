@@ -4,6 +4,7 @@
 
 mod breach;
 mod prepare;
+mod release;
 mod rollback;
 mod side;
 mod switch;

@@ -166,7 +166,7 @@ async fn a_version_that_is_there_is_never_changed() {
 #[tokio::test]
 async fn a_version_stays_in_its_folder() {
     let (_dir, dir) = built();
-    for version in ["../1", "a/b", "", ".hidden", &"1".repeat(65)] {
+    for version in ["../1", "a/b", "", ".hidden", "-rf", &"1".repeat(65)] {
         let mut with = with(&dir, "app.tar");
         with["version"] = json!(version);
         assert!(permanent(Prepare.run(&trial().context(), &with).await).0.contains("version"), "{version}");

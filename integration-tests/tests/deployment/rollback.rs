@@ -67,3 +67,16 @@ async fn a_rollback_to_something_worse_goes_forward_again() {
     assert!(message.contains("green") && output["switched_back"] == true, "{message}");
     assert_eq!((&output["side"], front.release()), (&json!("green"), says(NEXT)));
 }
+
+#[tokio::test]
+async fn a_name_that_could_become_a_path_or_an_option_is_refused() {
+    let front = front();
+    for name in ["..", ".hidden", "a/b", "-rf", "", "1 2", "{side}"] {
+        let mut with = front.with(NEXT);
+        with["release"] = json!(name);
+        assert!(permanent(front.switch().run(&trial().context(), &with).await).0.contains("release"), "{name}");
+        let mut with = away(&front);
+        with["away_from"] = json!(name);
+        assert!(permanent(Rollback.run(&trial().context(), &with).await).0.contains("away_from"), "{name}");
+    }
+}
