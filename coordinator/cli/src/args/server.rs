@@ -18,7 +18,7 @@ pub(crate) struct DevArgs {
     /// Where the API answers, without tokens, on a loopback address only; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDRESS")]
     pub(crate) listen: std::net::SocketAddr,
-    /// Programs that command.run may start, as an agent's allow file has them [default: a few harmless ones].
+    /// Programs that actions may start, as an agent's allow file has them [default: a few harmless ones].
     #[arg(long, value_name = "FILE")]
     pub(crate) allow: Option<PathBuf>,
     #[command(flatten)]
@@ -166,7 +166,7 @@ pub(crate) struct AgentRunArgs {
     #[arg(long, env = "MUSTER_AGENT_DATA_DIR", value_name = "FOLDER", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) data_dir: Option<PathBuf>,
-    /// Programs that command.run may start, pinned by path and sha256 [default: none].
+    /// Programs that actions may start, pinned by path and sha256 [default: none].
     #[arg(long, env = "MUSTER_AGENT_ALLOW", value_name = "FILE", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) allow: Option<PathBuf>,
@@ -188,7 +188,7 @@ pub(crate) struct AgentRunArgs {
 pub(crate) enum Role {
     /// Servers and what runs on them.
     Infra,
-    /// Services that talk to each other.
+    /// Packages, test suites, load.
     Integration,
     /// Releases.
     Deployment,
