@@ -43,7 +43,7 @@ use bytes::Bytes;
 use muster_bus::{
     Bus, BusError,
     message::{ActionOffer, Beat},
-    subject::Subjects,
+    subject::CHECK,
 };
 use muster_engine::{
     ids::{Actor, AgentName, Namespace, RunId},
@@ -276,7 +276,7 @@ async fn recover(config: &Config, all: bool) -> Result<recovery::Recovered, Stor
 async fn another_answers(bus: &dyn Bus) -> bool {
     let beat = Beat { cluster: String::new(), instance: "check".to_owned(), holds: Vec::new(), draining: false };
     let payload = serde_json::to_vec(&beat).map(Bytes::from).unwrap_or_default();
-    match bus.request(&Subjects::new("default").beat("muster"), payload, CHECK_WITHIN).await {
+    match bus.request(CHECK, payload, CHECK_WITHIN).await {
         Ok(_) => true,
         Err(BusError::NoResponders(_)) => false,
         Err(

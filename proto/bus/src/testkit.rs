@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{self, ErrorKind},
     net::TcpListener,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
         Arc,
@@ -24,6 +25,7 @@ const START_WITHIN: Duration = Duration::from_secs(10);
 /// A nats-server on a free port of 127.0.0.1, with its files in a folder of its own. It ends with this value.
 pub struct NatsServer {
     child: Child,
+    program: PathBuf,
     port: u16,
     arguments: Vec<String>,
     folder: tempfile::TempDir,
@@ -40,11 +42,17 @@ impl NatsServer {
 
     /// The same with more arguments: `-js`, `-c FILE`, `-D`.
     pub fn start_with(arguments: &[&str]) -> io::Result<Self> {
+        Self::start_program(Path::new("nats-server"), arguments)
+    }
+
+    /// The same by another program than the `nats-server` of the `PATH`: one of another version.
+    pub fn start_program(program: &Path, arguments: &[&str]) -> io::Result<Self> {
         let folder = tempfile::tempdir()?;
         let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
         let arguments: Vec<String> = arguments.iter().map(|&a| a.to_owned()).collect();
-        let child = spawn(port, &arguments, &folder)?;
-        Ok(Self { child, port, arguments, folder })
+        let program = program.to_owned();
+        let child = spawn(&program, port, &arguments, &folder)?;
+        Ok(Self { child, program, port, arguments, folder })
     }
 
     /// `nats://127.0.0.1:{port}`.
@@ -71,7 +79,7 @@ impl NatsServer {
     /// Start it again on the same port, and wait until it answers.
     pub fn start_again(&mut self) -> io::Result<()> {
         self.kill()?;
-        self.child = spawn(self.port, &self.arguments, &self.folder)?;
+        self.child = spawn(&self.program, self.port, &self.arguments, &self.folder)?;
         Ok(())
     }
 }
@@ -83,10 +91,10 @@ impl Drop for NatsServer {
     }
 }
 
-fn spawn(port: u16, arguments: &[String], folder: &tempfile::TempDir) -> io::Result<Child> {
+fn spawn(program: &Path, port: u16, arguments: &[String], folder: &tempfile::TempDir) -> io::Result<Child> {
     let log = folder.path().join("nats.log");
     let output = fs::File::create(&log)?;
-    let mut child = Command::new("nats-server")
+    let mut child = Command::new(program)
         .args(["-a", "127.0.0.1", "-p", &port.to_string(), "-sd"])
         .arg(folder.path().join("store"))
         .args(arguments)
@@ -96,7 +104,8 @@ fn spawn(port: u16, arguments: &[String], folder: &tempfile::TempDir) -> io::Res
         .spawn()
         .map_err(|error| {
             if error.kind() == ErrorKind::NotFound {
-                io::Error::new(ErrorKind::NotFound, "nats-server is missing; install it: apt-get install nats-server")
+                let program = program.display();
+                io::Error::new(ErrorKind::NotFound, format!("{program} is missing; install it: `make tools`"))
             } else {
                 error
             }

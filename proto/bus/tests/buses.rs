@@ -1,6 +1,6 @@
 //! The conformance suite on both buses, and what only NATS can do: go away and come back.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -13,6 +13,8 @@ use muster_bus::{
 };
 use tokio::time::timeout;
 
+/// `integration-tests/scripts/install.sh` puts it there.
+const NEWEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/tools/newest/bin/nats-server");
 const SOON: Duration = Duration::from_secs(20);
 
 async fn connect(server: &NatsServer) -> Arc<dyn Bus> {
@@ -25,12 +27,27 @@ async fn local_bus_conforms() {
     conformance::all(&Ends { here: Arc::new(bus.clone()), there: Arc::new(bus) }, "c").await;
 }
 
+/// The version of the distribution: the oldest that is needed is a little older.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nats_bus_conforms() {
     let server = NatsServer::start().unwrap();
-    let ends = Ends { here: connect(&server).await, there: connect(&server).await };
+    conforms(&server).await;
+}
+
+/// The latest release.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nats_bus_conforms_on_the_newest_server() {
+    let server = NatsServer::start_program(Path::new(NEWEST), &[]).unwrap();
+    let version = conforms(&server).await;
+    let minor = version.strip_prefix("2.").and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
+    assert!(version.starts_with(char::is_numeric) && minor.is_none_or(|minor| minor >= 12), "{version} is not new");
+}
+
+async fn conforms(server: &NatsServer) -> String {
+    let ends = Ends { here: connect(server).await, there: connect(server).await };
     assert_eq!(ends.here.max_payload(), MAX_PAYLOAD);
     conformance::all(&ends, "c").await;
+    NatsBus::connect(NatsOptions::new([server.url()], "version")).await.unwrap().server_version()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -87,6 +104,20 @@ async fn an_agents_replies_come_on_its_own_inbox() {
     let (reply, ()) = tokio::join!(here.request("ask", Bytes::new(), SOON), answer);
     assert_eq!(reply, Ok(Bytes::from_static(b"yes")));
     assert_eq!(timeout(SOON, inboxes.next()).await.unwrap().unwrap().payload, "yes");
+}
+
+/// The server lets the coordinator answer wherever a request says; the coordinator does not let itself be used for that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_can_not_choose_who_gets_its_answer() {
+    let server = NatsServer::start().unwrap();
+    let there = connect(&server).await;
+    let mut beats = there.subscribe("muster.v1.*.beat.*").await.unwrap();
+    let agent = async_nats::connect(server.url()).await.unwrap();
+    for (reply, may) in [("_INBOX_infra-2.x", false), ("_INBOX_infra-1.x", true), ("muster.v1.b.task.c.d", false)] {
+        agent.publish_with_reply("muster.v1.default.beat.infra-1", reply, Bytes::new()).await.unwrap();
+        let beat = timeout(SOON, beats.next()).await.unwrap().unwrap();
+        assert_eq!(beat.reply.is_some(), may, "{reply}");
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,105 @@
+//! Who may say what on a NATS server that knows its clients by their keys. NATS gives no sender, so subjects do: what an agent
+//! may publish ends in its name, and what it may hear is its own.
+
+use crate::subject::{AgentSubject, CHECK, INBOX, Subjects, agent_inbox};
+
+/// The subjects of one key. Besides them it may answer each message it gets, once, for as long as [`ANSWER_WITHIN_S`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Permissions {
+    /// What it may publish, requests included.
+    pub publish: Vec<String>,
+    /// What it may subscribe to.
+    pub subscribe: Vec<String>,
+}
+
+/// How long a message may be answered, in seconds. Whoever has no answer by then has asked again.
+pub const ANSWER_WITHIN_S: u32 = 120;
+
+impl Permissions {
+    /// Of an agent in a namespace; both are tokens. It can neither speak for another agent nor hear what is said to one, as
+    /// long as no other agent of any namespace has its name: inboxes know no namespaces.
+    pub fn of_agent(namespace: &str, agent: &str) -> Self {
+        let subjects = Subjects::new(namespace);
+        let inbox = agent_inbox(agent);
+        Self {
+            publish: vec![
+                subjects.register(agent),
+                subjects.reports(agent),
+                subjects.beat(agent),
+                subjects.status(agent),
+                subjects.log(agent),
+                probe(&inbox),
+            ],
+            // The last one: what the NATS tools ask all agents (`nats micro ls`).
+            subscribe: vec![subjects.tasks(agent), format!("{inbox}.>"), "$SRV.>".to_owned()],
+        }
+    }
+
+    /// Of the coordinator, for all namespaces: the mirror image.
+    pub fn of_coordinator() -> Self {
+        let heard =
+            [AgentSubject::Register, AgentSubject::Report, AgentSubject::Beat, AgentSubject::Status, AgentSubject::Log];
+        let heard = heard.into_iter().map(|kind| Subjects::all(kind).to_owned());
+        Self {
+            publish: vec!["muster.v1.*.task.*.*".to_owned(), CHECK.to_owned(), probe(INBOX)],
+            subscribe: heard.chain([format!("{INBOX}.>")]).collect(),
+        }
+    }
+}
+
+/// What a client asks in its own inbox, where nobody answers, to see that the server has taken a subscription.
+pub(crate) fn probe(inbox: &str) -> String {
+    format!("{inbox}.subscribed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::subject::{matches, may_answer};
+
+    fn allows(patterns: &[String], subject: &str) -> bool {
+        patterns.iter().any(|pattern| matches(pattern, subject))
+    }
+
+    #[test]
+    fn what_one_may_publish_another_hears_and_nobody_else() {
+        let subjects = Subjects::new("blue");
+        let (agent, coordinator) = (Permissions::of_agent("blue", "infra-1"), Permissions::of_coordinator());
+        let own = [
+            subjects.register("infra-1"),
+            subjects.report(255, "infra-1"),
+            subjects.beat("infra-1"),
+            subjects.status("infra-1"),
+            subjects.log("infra-1"),
+        ];
+        for subject in own {
+            assert!(allows(&agent.publish, &subject) && allows(&coordinator.subscribe, &subject), "{subject}");
+            assert!(!allows(&Permissions::of_agent("blue", "infra-2").publish, &subject), "{subject}");
+            assert!(!allows(&Permissions::of_agent("red", "infra-1").publish, &subject), "{subject}");
+            assert!(!allows(&agent.subscribe, &subject), "{subject}");
+        }
+        let task = subjects.task("infra-1", "i-1");
+        assert!(allows(&coordinator.publish, &task) && allows(&agent.subscribe, &task));
+        assert!(!allows(&Permissions::of_agent("blue", "infra-2").subscribe, &task));
+    }
+
+    #[test]
+    fn an_answer_goes_to_who_asked() {
+        let asked = Subjects::new("default").report(7, "infra-1");
+        for own in ["_INBOX_infra-1.a.1", "_INBOX.a.1"] {
+            assert!(may_answer(&asked, own), "{own}");
+        }
+        let others = [
+            "_INBOX_infra-2.a.1",
+            "_INBOX_infra-10.a",
+            "_INBOX_infra-1",
+            "_INBOXES.a",
+            "muster.v1.default.task.infra-2.i",
+            "$JS.API.STREAM.PURGE.X",
+        ];
+        for other in others {
+            assert!(!may_answer(&asked, other), "{other}");
+        }
+        assert!(may_answer("muster.v1.default.task.infra-1.i", "_INBOX.x"), "a task is asked by the coordinator alone");
+    }
+}
