@@ -29,6 +29,8 @@ pub struct System {
     pub coordinator: Option<Process>,
     /// Agents by name.
     pub agents: BTreeMap<String, Process>,
+    nats_url: String,
+    serve: Vec<String>,
     listen: String,
     wrapper: Vec<String>,
 }
@@ -48,12 +50,28 @@ impl System {
     /// As [`System::start`].
     pub fn start_under(wrapper: &[&str]) -> Result<Self> {
         let nats = NatsServer::start().context("nats-server does not start: apt-get install nats-server")?;
-        let listen = free_address()?;
-        let wrapper = wrapper.iter().map(|&w| w.to_owned()).collect();
-        let mut system =
-            Self { dir: tempfile::tempdir()?, nats, coordinator: None, agents: BTreeMap::new(), listen, wrapper };
+        let mut system = Self::before(tempfile::tempdir()?, nats)?;
+        system.wrapper = wrapper.iter().map(|&w| w.to_owned()).collect();
         system.start_coordinator()?;
         Ok(system)
+    }
+
+    /// The same on a nats-server of one's own, reached at `nats_url`; `serve` has more options of the coordinator.
+    ///
+    /// # Errors
+    /// As [`System::start`].
+    pub fn start_on(dir: TempDir, nats: NatsServer, nats_url: &str, serve: &[&str]) -> Result<Self> {
+        let mut system = Self::before(dir, nats)?;
+        nats_url.clone_into(&mut system.nats_url);
+        system.serve = serve.iter().map(|&s| s.to_owned()).collect();
+        system.start_coordinator()?;
+        Ok(system)
+    }
+
+    fn before(dir: TempDir, nats: NatsServer) -> Result<Self> {
+        let (nats_url, listen) = (nats.url(), free_address()?);
+        let (agents, serve, wrapper) = (BTreeMap::new(), Vec::new(), Vec::new());
+        Ok(Self { dir, nats, coordinator: None, agents, nats_url, serve, listen, wrapper })
     }
 
     /// The coordinator's data directory.
@@ -86,8 +104,9 @@ impl System {
         let mut command = Command::new(&words[0]);
         command
             .args(&words[1..])
-            .args(["serve", "--nats", &self.nats.url(), "--listen", &self.listen, "--data-dir"])
-            .arg(self.data_dir());
+            .args(["serve", "--nats", &self.nats_url, "--listen", &self.listen, "--data-dir"])
+            .arg(self.data_dir())
+            .args(&self.serve);
         let mut process = Process::start("coordinator", self.dir.path(), &mut command)?;
         wait_for("the coordinator answers", SOON, || {
             ensure!(process.is_running(), "it has ended:\n{}", tail(&process.output()));
@@ -113,7 +132,7 @@ impl System {
     pub fn start_agent(&mut self, name: &str, role: &str, more: &[&str]) -> Result<()> {
         let mut command = Command::new(binary("muster", "muster"));
         command
-            .args(["agent", "run", "--role", role, "--name", name, "--nats", &self.nats.url(), "--data-dir"])
+            .args(["agent", "run", "--role", role, "--name", name, "--nats", &self.nats_url, "--data-dir"])
             .arg(self.dir.path().join(name))
             .args(more);
         let process = Process::start(name, self.dir.path(), &mut command)?;

@@ -99,6 +99,15 @@ fn the_walk_of_the_readme() -> Result<()> {
     Ok(())
 }
 
+/// Keys for everybody, and what is said with them.
+#[test]
+fn the_page_about_nats_can_be_followed() -> Result<()> {
+    let output = run("docs/nats.md", &commands("docs/nats.md")?)?;
+    ensure!(output.contains("infra-1") && output.contains("ready"), "the agent registers:\n{}", tail(&output));
+    ensure!(output.contains("renewed") && output.contains("Reloaded server configuration"), "{}", tail(&output));
+    Ok(())
+}
+
 /// The journal of the README's walk, read as the page says once the coordinator has stopped.
 #[test]
 fn the_journal_is_read_as_its_page_says() -> Result<()> {

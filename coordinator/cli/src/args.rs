@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
+mod nats;
 mod playbook;
 mod run;
 mod server;
 
+pub(crate) use nats::{NatsCommand, NatsConfigArgs};
 pub(crate) use playbook::{InputArgs, LintArgs, PlanArgs, PlaybookCommand, PlaybookName, PlaybookRef, SubmitArgs};
 pub(crate) use run::{
     Answer, EventsArgs, ReasonArgs, ResolveArgs, RunCommand, RunListArgs, SignalArgs, StartArgs, StepCommand, UntilArgs,
@@ -107,6 +109,9 @@ pub(crate) enum Command {
     /// Tokens: who may use the API.
     #[command(subcommand)]
     Token(TokenCommand),
+    /// NATS: write a configuration of nats-server, with a key for each agent.
+    #[command(subcommand)]
+    Nats(NatsCommand),
     /// Measure this machine: steps per second, latency, syncs, beside what it can do at best.
     Bench(crate::bench::BenchArgs),
     /// The other side of a limit's measurement.

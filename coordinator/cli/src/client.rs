@@ -194,32 +194,34 @@ fn unreachable(server: &str, error: &tonic::transport::Error) -> CliError {
     // The outermost error says no more than "transport error".
     let why = std::error::Error::source(error).map_or_else(|| error.to_string(), chain);
     let (reason, hint) = match of_tls(error) {
-        Some(rustls::Error::InvalidCertificate(fault)) => ("TLS_UNTRUSTED", hint_of(fault)),
-        Some(_) => ("TLS_FAILED", "use http:// if the server has no TLS"),
-        None => {
-            ("SERVER_UNREACHABLE", "start one with `muster serve`, or name another one with --server or MUSTER_SERVER")
-        }
+        Some(rustls::Error::InvalidCertificate(fault)) => ("TLS_UNTRUSTED", hint_of(fault, "--server", "--ca")),
+        Some(_) => ("TLS_FAILED", "use http:// if the server has no TLS".to_owned()),
+        None => (
+            "SERVER_UNREACHABLE",
+            "start one with `muster serve`, or name another one with --server or MUSTER_SERVER".to_owned(),
+        ),
     };
     CliError::failed(reason, why).at(server).hint(hint)
 }
 
-fn hint_of(fault: &CertificateError) -> &'static str {
+/// What to do about a certificate of a server; the options name it, and its authority.
+pub(crate) fn hint_of(fault: &CertificateError, server: &str, ca: &str) -> String {
     use CertificateError as Fault;
     if matches!(fault, Fault::NotValidForName | Fault::NotValidForNameContext { .. }) {
-        return "name the server with --server as its certificate does";
+        return format!("name the server with {server} as its certificate does");
     }
     let of_time = matches!(
         fault,
         Fault::Expired | Fault::ExpiredContext { .. } | Fault::NotValidYet | Fault::NotValidYetContext { .. }
     );
     if of_time {
-        return "the server needs another certificate, or a clock is wrong";
+        return "the server needs another certificate, or a clock is wrong".to_owned();
     }
-    "--ca FILE names the authority that signed it"
+    format!("{ca} FILE names the authority that signed it")
 }
 
 /// What TLS says, under an error of the transport. An I/O error hides its cause from its sources.
-fn of_tls<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e rustls::Error> {
+pub(crate) fn of_tls<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e rustls::Error> {
     let hidden = |error: &'e (dyn std::error::Error + 'static)| {
         error.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>()
     };

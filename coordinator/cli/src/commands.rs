@@ -24,6 +24,7 @@ mod dev;
 mod follow;
 mod journal;
 mod milestone;
+mod nats;
 mod playbook;
 mod run;
 mod serve;
@@ -77,6 +78,7 @@ fn settings(cli: &Cli) -> Result<Settings> {
         | Command::Step(_)
         | Command::Milestone(_)
         | Command::Token(_)
+        | Command::Nats(_)
         | Command::Bench(_)
         | Command::BenchPeer(_)
         | Command::Journal(_)
@@ -99,6 +101,7 @@ fn run(app: App, command: Command) -> Result<Exit> {
             Command::Step(command) => step::run(&app, command).await,
             Command::Milestone(command) => milestone::run(&app, command).await,
             Command::Token(command) => token::run(&app, command).await,
+            Command::Nats(command) => nats::run(&app, &command),
             Command::Bench(args) => bench::run(&app, &args).await,
             Command::BenchPeer(args) => bench::peer(&args).await,
             Command::Journal(command) => journal::run(&app, &command),

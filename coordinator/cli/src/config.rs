@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     args::{AgentRunArgs, Format, GlobalArgs, LogFormat, Role, ServeArgs},
+    bus::Access,
     error::{CliError, Result},
 };
 
@@ -67,6 +68,8 @@ pub(crate) struct ServeSettings {
     pub(crate) nats: String,
     /// File with an NKEY seed; empty: none.
     pub(crate) nats_nkey: PathBuf,
+    /// Certificate authority of the certificate of NATS (PEM); empty: the system's.
+    pub(crate) nats_ca: PathBuf,
     /// Certificate chain of the API; empty: no TLS.
     pub(crate) tls_cert: PathBuf,
     /// Its private key.
@@ -89,6 +92,7 @@ impl Default for ServeSettings {
             metrics_listen: String::new(),
             nats: "nats://127.0.0.1:4222".to_owned(),
             nats_nkey: PathBuf::new(),
+            nats_ca: PathBuf::new(),
             tls_cert: PathBuf::new(),
             tls_key: PathBuf::new(),
             clear_text: false,
@@ -103,6 +107,11 @@ impl ServeSettings {
     /// Where journal, store and first token live.
     pub(crate) fn data_dir(&self) -> PathBuf {
         if self.data_dir.as_os_str().is_empty() { state_dir("muster") } else { self.data_dir.clone() }
+    }
+
+    /// How NATS is reached.
+    pub(crate) fn access(&self) -> Access<'_> {
+        Access { servers: &self.nats, nkey: &self.nats_nkey, ca: &self.nats_ca }
     }
 }
 
@@ -130,6 +139,8 @@ pub(crate) struct AgentSettings {
     pub(crate) nats: String,
     /// File with an NKEY seed; empty: none.
     pub(crate) nats_nkey: PathBuf,
+    /// Certificate authority of the certificate of NATS (PEM); empty: the system's.
+    pub(crate) nats_ca: PathBuf,
     /// How log lines look.
     pub(crate) log_format: LogFormat,
     /// Which log lines.
@@ -150,9 +161,17 @@ impl Default for AgentSettings {
             secrets: PathBuf::new(),
             nats: serve.nats,
             nats_nkey: PathBuf::new(),
+            nats_ca: PathBuf::new(),
             log_format: serve.log_format,
             log: serve.log,
         }
+    }
+}
+
+impl AgentSettings {
+    /// How NATS is reached.
+    pub(crate) fn access(&self) -> Access<'_> {
+        Access { servers: &self.nats, nkey: &self.nats_nkey, ca: &self.nats_ca }
     }
 }
 

@@ -89,6 +89,11 @@ pub(crate) struct BusArgs {
     #[arg(long, env = "MUSTER_NATS_NKEY", value_name = "FILE", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) nats_nkey: Option<PathBuf>,
+    /// Certificate authority (PEM) that signed the certificate of NATS; with it nothing is said without TLS
+    /// [default: the system's].
+    #[arg(long, env = "MUSTER_NATS_CA", value_name = "FILE", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) nats_ca: Option<PathBuf>,
 }
 
 /// What is logged, on stderr.

@@ -10,7 +10,7 @@ use tracing::info;
 use super::App;
 use crate::{
     args::Role,
-    bus::nats_options,
+    bus::not_connected,
     catalogue,
     config::{AgentSettings, state_dir},
     error::{CliError, Exit, Result, chain},
@@ -35,9 +35,9 @@ pub(super) async fn run(app: &App) -> Result<Exit> {
     let secrets = secrets(&settings.secrets)?;
     let shutdown = CancellationToken::new();
     signal::cancels(&shutdown)?;
-    let options = nats_options(&settings.nats, &settings.nats_nkey, Some(&config.agent))?;
+    let options = settings.access().options(Some(&config.agent))?;
     let connected = tokio::select! {
-        bus = NatsBus::connect(options) => bus.map_err(|e| CliError::failed("BUS_UNREACHABLE", chain(&e)))?,
+        bus = NatsBus::connect(options) => bus.map_err(|e| not_connected(&e))?,
         () = shutdown.cancelled() => return Ok(Exit::Succeeded),
     };
     info!(agent = config.agent, role = config.role, slots = config.slots, "the agent begins");

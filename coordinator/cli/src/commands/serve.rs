@@ -19,7 +19,7 @@ use tracing::{error, info, warn};
 
 use super::App;
 use crate::{
-    bus::nats_options,
+    bus::not_connected,
     catalogue,
     config::ServeSettings,
     error::{CliError, Exit, Result, chain},
@@ -210,10 +210,8 @@ async fn load_tokens(data_dir: &Path, journal: Arc<dyn Journal>) -> Result<Arc<T
 }
 
 async fn connect(settings: &ServeSettings) -> Result<NatsBus> {
-    let options = nats_options(&settings.nats, &settings.nats_nkey, None)?;
-    NatsBus::connect(options).await.map_err(|e| {
-        CliError::failed("BUS_UNREACHABLE", chain(&e)).hint("start nats-server, or name another one with --nats")
-    })
+    let options = settings.access().options(None)?;
+    NatsBus::connect(options).await.map_err(|e| not_connected(&e))
 }
 
 /// A log that can't go on ends the process: what it does not take must not happen.

@@ -24,6 +24,7 @@ const FILTERS: &[(&str, &str)] = &[
     (r"/[^ \n]*/\.tmp\w+", "<home>"),
     (r"muster_[0-9a-f]{12}_[0-9a-f]{64}", "<secret>"),
     (r"\b[0-9a-f]{12}\b", "<token>"),
+    (r"\bU[A-Z2-7]{55}\b", "<key>"),
     (r" \(os error \d+\)", ""),
 ];
 
