@@ -104,6 +104,7 @@ fn the_walk_of_the_readme() -> Result<()> {
 fn the_page_about_nats_can_be_followed() -> Result<()> {
     let output = run("docs/nats.md", &commands("docs/nats.md")?)?;
     ensure!(output.contains("infra-1") && output.contains("ready"), "the agent registers:\n{}", tail(&output));
+    ensure!(output.contains("one has this data directory, and one answers over NATS"), "{}", tail(&output));
     ensure!(output.contains("renewed") && output.contains("Reloaded server configuration"), "{}", tail(&output));
     Ok(())
 }

@@ -15,7 +15,9 @@ pub(crate) use playbook::{InputArgs, LintArgs, PlanArgs, PlaybookCommand, Playbo
 pub(crate) use run::{
     Answer, EventsArgs, ReasonArgs, ResolveArgs, RunCommand, RunListArgs, SignalArgs, StartArgs, StepCommand, UntilArgs,
 };
-pub(crate) use server::{AgentCommand, AgentRunArgs, DevArgs, JournalArgs, JournalCommand, LogFormat, Role, ServeArgs};
+pub(crate) use server::{
+    AgentCommand, AgentRunArgs, DevArgs, DoctorArgs, JournalArgs, JournalCommand, LogFormat, Role, ServeArgs,
+};
 
 /// Muster drives infrastructure remediation and deployment: playbooks in, milestones out.
 #[derive(Debug, Parser)]
@@ -112,6 +114,11 @@ pub(crate) enum Command {
     /// NATS: write a configuration of nats-server, with a key for each agent.
     #[command(subcommand)]
     Nats(NatsCommand),
+    /// Look at what a coordinator needs, whether it runs or not: NATS, disk, clock, files, certificates.
+    ///
+    /// Each check says what is wrong and how to mend it. It ends with 1 if there is a problem; a warning is none. In the data
+    /// directory nothing is changed; the time of a sync is measured with a file that is deleted.
+    Doctor(DoctorArgs),
     /// Measure this machine: steps per second, latency, syncs, beside what it can do at best.
     Bench(crate::bench::BenchArgs),
     /// The other side of a limit's measurement.

@@ -21,6 +21,7 @@ mod agent;
 mod agent_run;
 mod bench;
 mod dev;
+mod doctor;
 mod follow;
 mod journal;
 mod milestone;
@@ -71,6 +72,7 @@ fn settings(cli: &Cli) -> Result<Settings> {
     let typed = match &cli.command {
         Command::Agent(AgentCommand::Run(args)) => typed.agent(args)?,
         Command::Serve(args) => typed.serve(args),
+        Command::Doctor(args) => typed.doctor(args),
         Command::Dev(_)
         | Command::Agent(_)
         | Command::Playbook(_)
@@ -101,6 +103,7 @@ fn run(app: App, command: Command) -> Result<Exit> {
             Command::Step(command) => step::run(&app, command).await,
             Command::Milestone(command) => milestone::run(&app, command).await,
             Command::Token(command) => token::run(&app, command).await,
+            Command::Doctor(_) => Box::pin(doctor::run(&app)).await,
             Command::Nats(command) => nats::run(&app, &command),
             Command::Bench(args) => bench::run(&app, &args).await,
             Command::BenchPeer(args) => bench::peer(&args).await,

@@ -12,7 +12,7 @@ use config::{Config, File, FileFormat};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    args::{AgentRunArgs, Format, GlobalArgs, LogFormat, Role, ServeArgs},
+    args::{AgentRunArgs, DoctorArgs, Format, GlobalArgs, LogFormat, Role, ServeArgs},
     bus::Access,
     error::{CliError, Result},
 };
@@ -181,9 +181,16 @@ pub(crate) struct Typed<'a> {
     #[serde(flatten)]
     global: Option<&'a GlobalArgs>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    serve: Option<&'a ServeArgs>,
+    serve: Option<TypedServe<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     agent: Option<TypedAgent<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum TypedServe<'a> {
+    Serve(&'a ServeArgs),
+    Doctor(&'a DoctorArgs),
 }
 
 #[derive(Serialize)]
@@ -201,7 +208,12 @@ impl<'a> Typed<'a> {
 
     /// With what `serve` was given.
     pub(crate) fn serve(self, args: &'a ServeArgs) -> Self {
-        Self { serve: Some(args), ..self }
+        Self { serve: Some(TypedServe::Serve(args)), ..self }
+    }
+
+    /// With what `doctor` was given: it looks at what `serve` would use.
+    pub(crate) fn doctor(self, args: &'a DoctorArgs) -> Self {
+        Self { serve: Some(TypedServe::Doctor(args)), ..self }
     }
 
     /// With what `agent run` was given.

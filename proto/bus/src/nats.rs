@@ -205,6 +205,20 @@ impl NatsBus {
         Ok(Self { link: Arc::new(Link { client, probe_subject }) })
     }
 
+    /// How long the server takes to answer, without anybody else.
+    ///
+    /// # Errors
+    /// [`BusError::Timeout`] also when it refuses this login the question: permissions that are not those of
+    /// [`crate::permission`].
+    pub async fn round_trip(&self) -> Result<Duration, BusError> {
+        let begun = std::time::Instant::now();
+        let subject = &self.link.probe_subject;
+        match self.request(subject, Bytes::new(), SUBSCRIBE_WITHIN).await {
+            Ok(_) | Err(BusError::NoResponders(_)) => Ok(begun.elapsed()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The server's version, for people.
     pub fn server_version(&self) -> String {
         self.link.client.server_info().version

@@ -47,7 +47,8 @@ async fn conforms(server: &NatsServer) -> String {
     let ends = Ends { here: connect(server).await, there: connect(server).await };
     assert_eq!(ends.here.max_payload(), MAX_PAYLOAD);
     conformance::all(&ends, "c").await;
-    NatsBus::connect(NatsOptions::new([server.url()], "version")).await.unwrap().server_version()
+    let bus = NatsBus::connect(NatsOptions::new([server.url()], "version")).await.expect("nats-server answers");
+    bus.server_version()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

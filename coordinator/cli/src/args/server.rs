@@ -78,6 +78,26 @@ pub(crate) struct ServeArgs {
     pub(crate) log: LogArgs,
 }
 
+/// `doctor`
+#[derive(Debug, Default, Args, Serialize)]
+pub(crate) struct DoctorArgs {
+    /// The coordinator's data directory [default: as for serve].
+    #[arg(long, env = "MUSTER_DATA_DIR", value_name = "FOLDER", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) bus: BusArgs,
+    /// Certificate chain of the API (PEM), as serve is given it.
+    #[arg(long, env = "MUSTER_TLS_CERT", value_name = "FILE", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Private key of the API's certificate (PEM).
+    #[arg(long, env = "MUSTER_TLS_KEY", value_name = "FILE", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tls_key: Option<PathBuf>,
+}
+
 /// How NATS is reached.
 #[derive(Debug, Default, Args, Serialize)]
 pub(crate) struct BusArgs {
