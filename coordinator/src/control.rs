@@ -416,4 +416,11 @@ pub trait Control: Send + Sync + 'static {
         name: &AgentName,
         caller: &Caller,
     ) -> Result<AgentView, ControlError>;
+    /// A lost agent that will not come back is listed no more; answered with what was known of it.
+    async fn forget_agent(
+        &self,
+        namespace: &Namespace,
+        name: &AgentName,
+        caller: &Caller,
+    ) -> Result<AgentView, ControlError>;
 }

@@ -14,7 +14,7 @@ use std::{
 
 use jiff::Timestamp;
 use muster_bus::message::{ActionOffer, AttemptKey, Beat, Order, Register};
-use muster_engine::ids::{AgentName, InstanceId, Namespace};
+use muster_engine::ids::{AgentName, InstanceId, Namespace, RunId};
 
 use self::{
     placement::{Availability, Offer, Seat, Table, Wish},
@@ -79,6 +79,21 @@ pub(crate) enum Admission {
     },
 }
 
+/// Whether an agent can be forgotten.
+pub(crate) enum Forgettable {
+    /// It answers, or may do so yet.
+    Answers,
+    /// These runs wait for what it holds.
+    MayBeAtWork(Vec<RunId>),
+    /// This process of it will not come back.
+    Yes {
+        /// The last record of its stream.
+        seq: u64,
+        /// Which process.
+        instance: InstanceId,
+    },
+}
+
 /// Runs to be told of something about an instance.
 pub(crate) type AtInstance = (InstanceId, Vec<Arc<RunEntry>>);
 
@@ -119,15 +134,10 @@ impl Registry {
     pub(crate) fn restore(&self, namespace: Namespace, name: AgentName, record: AgentRecord, now: Timestamp) {
         let mut state = self.lock();
         let offer = offer_of(&namespace, &name, &record.profile);
-        state.table.set(&record.profile.instance.clone(), offer, Availability::Away);
-        let agent = Agent {
-            record,
-            lease: Lease::Away,
-            last_beat_at: now,
-            lease_from: now,
-            leaving: false,
-            holds: HashSet::new(),
-        };
+        let (lease, availability) =
+            if record.forgotten { (Lease::Lost, Availability::Replaced) } else { (Lease::Away, Availability::Away) };
+        state.table.set(&record.profile.instance.clone(), offer, availability);
+        let agent = Agent { record, lease, last_beat_at: now, lease_from: now, leaving: false, holds: HashSet::new() };
         state.agents.insert((namespace, name), agent);
         state.generation += 1;
     }
@@ -141,7 +151,7 @@ impl Registry {
     pub(crate) fn consider(&self, namespace: &Namespace, register: &Register) -> Admission {
         let state = self.lock();
         let key = (namespace.clone(), AgentName::from(register.agent.as_str()));
-        let others = state.agents.len() - usize::from(state.agents.contains_key(&key));
+        let others = state.agents.iter().filter(|(other, agent)| **other != key && !agent.record.forgotten).count();
         if let Err(why) = limits::check(register, others) {
             return Admission::Refused(why);
         }
@@ -164,7 +174,8 @@ impl Registry {
                 return Admission::InUse(current.instance.clone());
             }
         }
-        let journal = (*current != profile).then_some((agent.record.seq, profile));
+        let is_new = *current != profile || agent.record.forgotten;
+        let journal = is_new.then_some((agent.record.seq, profile));
         Admission::Welcome { journal }
     }
 
@@ -199,7 +210,7 @@ impl Registry {
             admitted.buried = dead.map(|d| (d.clone(), state.table.runs_at(&d))).collect();
         }
         let draining = before.as_ref().is_some_and(|b| b.record.draining && b.record.profile.instance == instance);
-        if before.as_ref().is_none_or(|b| b.record.profile.actions != profile.actions) {
+        if before.as_ref().is_none_or(|b| b.record.forgotten || b.record.profile.actions != profile.actions) {
             state.generation += 1;
         }
         let seq = seq.or_else(|| before.map(|b| b.record.seq)).unwrap_or(0);
@@ -207,7 +218,7 @@ impl Registry {
         let availability = if draining { Availability::Draining } else { Availability::Open };
         state.table.set(&instance, offer, availability);
         let agent = Agent {
-            record: AgentRecord { seq, profile, draining },
+            record: AgentRecord { seq, profile, draining, forgotten: false },
             lease: Lease::Alive,
             last_beat_at: now,
             lease_from: now,
@@ -225,7 +236,7 @@ impl Registry {
         let state = &mut *guard;
         let Some(agent) = state.agents.get_mut(&(namespace.clone(), name.clone())) else { return Pulse::Unknown };
         let instance = agent.record.profile.instance.clone();
-        if agent.lease == Lease::Away || instance.as_str() != beat.instance {
+        if agent.lease == Lease::Away || agent.record.forgotten || instance.as_str() != beat.instance {
             return Pulse::Unknown;
         }
         let was_lost = agent.lease == Lease::Lost;
@@ -301,6 +312,30 @@ impl Registry {
         }
     }
 
+    /// Which process an agent is to be forgotten with, and the sequence number to journal that at; none: no such agent.
+    pub(crate) fn forget_at(&self, namespace: &Namespace, name: &AgentName) -> Option<Forgettable> {
+        let state = self.lock();
+        let agent = state.agents.get(&(namespace.clone(), name.clone())).filter(|agent| !agent.record.forgotten)?;
+        let (seq, instance) = (agent.record.seq, agent.record.profile.instance.clone());
+        Some(if agent.lease != Lease::Lost {
+            Forgettable::Answers
+        } else if state.table.busy(&instance) > 0 {
+            Forgettable::MayBeAtWork(state.table.runs_at(&instance).iter().map(|run| run.id.clone()).collect())
+        } else {
+            Forgettable::Yes { seq, instance }
+        })
+    }
+
+    /// That an agent is forgotten is journalled, and takes effect.
+    pub(crate) fn forget(&self, namespace: &Namespace, name: &AgentName, seq: u64) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let Some(agent) = state.agents.get_mut(&(namespace.clone(), name.clone())) else { return };
+        (agent.record.forgotten, agent.record.seq) = (true, seq);
+        state.table.set_availability(&agent.record.profile.instance, Availability::Replaced);
+        state.generation += 1;
+    }
+
     /// What a process shall do about its attempts.
     pub(crate) fn orders(&self, instance: &str) -> Vec<Order> {
         let state = self.lock();
@@ -365,7 +400,8 @@ impl Registry {
     /// Every action that agents of a namespace offer.
     pub(crate) fn offers(&self, namespace: &Namespace) -> Vec<ActionOffer> {
         let state = self.lock();
-        let agents = state.agents.iter().filter(|((ns, _), _)| ns == namespace);
+        let known = |((ns, _), agent): &(&(Namespace, AgentName), &Agent)| ns == namespace && !agent.record.forgotten;
+        let agents = state.agents.iter().filter(known);
         agents.flat_map(|(_, agent)| agent.record.profile.actions.iter().cloned()).collect()
     }
 
@@ -374,11 +410,19 @@ impl Registry {
         self.lock().agents.get(&(namespace.clone(), name.clone())).map(|a| a.record.clone())
     }
 
+    /// One agent, forgotten or not.
+    pub(crate) fn known(&self, namespace: &Namespace, name: &AgentName) -> Option<AgentView> {
+        let state = self.lock();
+        let key = (namespace.clone(), name.clone());
+        state.agents.get(&key).map(|agent| view_of(&state.table, &key, agent))
+    }
+
     /// One agent.
     pub(crate) fn view(&self, namespace: &Namespace, name: &AgentName) -> Option<AgentView> {
         let state = self.lock();
         let key = (namespace.clone(), name.clone());
-        state.agents.get(&key).map(|agent| view_of(&state.table, &key, agent))
+        let known = state.agents.get(&key).filter(|agent| !agent.record.forgotten);
+        known.map(|agent| view_of(&state.table, &key, agent))
     }
 
     /// Agents of a namespace by name, after one, at most so many.
@@ -387,6 +431,7 @@ impl Registry {
         let from = (namespace.clone(), AgentName::from(after));
         let behind = (std::ops::Bound::Excluded(from), std::ops::Bound::Unbounded);
         let agents = state.agents.range(behind).take_while(|((ns, _), _)| ns == namespace);
+        let agents = agents.filter(|(_, agent)| !agent.record.forgotten);
         agents.take(limit).map(|(key, agent)| view_of(&state.table, key, agent)).collect()
     }
 }

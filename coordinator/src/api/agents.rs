@@ -59,6 +59,13 @@ impl AgentService for Agents {
         let view = self.control.drain_agent(&namespace, &name, &caller).await.map_err(from_control)?;
         Ok(Response::new(agent(view)))
     }
+
+    async fn forget_agent(&self, request: Request<pb::ForgetAgentRequest>) -> Result<Response<pb::Agent>, Status> {
+        let caller = caller(&request, &request.get_ref().request_id)?;
+        let (namespace, name) = names::agent("name", &request.get_ref().name)?;
+        let view = self.control.forget_agent(&namespace, &name, &caller).await.map_err(from_control)?;
+        Ok(Response::new(agent(view)))
+    }
 }
 
 /// An agent's token drains the agent that it names, and no other.

@@ -53,6 +53,7 @@ pub const METHODS: &[(&str, Access)] = &[
     ("/muster.v1.AgentService/ListAgents", RoleOrAgent(Viewer)),
     ("/muster.v1.AgentService/GetAgent", RoleOrAgent(Viewer)),
     ("/muster.v1.AgentService/DrainAgent", RoleOrAgent(Operator)),
+    ("/muster.v1.AgentService/ForgetAgent", Least(Operator)),
     ("/muster.v1.MilestoneService/ListMilestones", Least(Viewer)),
     ("/muster.v1.MilestoneService/WatchMilestones", Least(Viewer)),
     ("/muster.v1.TokenService/CreateToken", Least(Admin)),

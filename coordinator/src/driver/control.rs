@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
+use jiff::Timestamp;
 use muster_engine::{
     ids::{AgentName, Digest, Namespace, RunId},
     playbook::Finding,
@@ -30,7 +31,7 @@ use crate::{
         PlaybookSource, RunChange, RunEvent, RunFilter, RunSummary, Watch,
     },
     journal::AppendError,
-    registry::records::AgentEvent,
+    registry::{Forgettable, records::AgentEvent},
     store::{MilestoneRow, RunRow, StoreError},
 };
 
@@ -260,23 +261,63 @@ impl Control for Coordinator {
             return self.agent(namespace, name).await;
         }
         let event = AgentEvent::AgentDrained { instance };
-        let taken = request.append(at, None);
-        match shared.append_agent(namespace, name, seq, &event, caller.actor.clone(), at, taken).await {
-            Ok(noting) => {
-                shared.registry.drain(namespace, name, seq + 1);
-                shared.projector.agent_changed(namespace, name);
-                drop(noting);
-            }
-            Err(AppendError::Conflict { stream, .. }) if request.is_stream(&stream) => {
-                shared.was_done(&request)?;
-            }
-            Err(e) => return Err(errors::append_failed(&e)),
-        }
+        let drained = || shared.registry.drain(namespace, name, seq + 1);
+        shared.decide_about_agent(namespace, name, (seq, &event), &request, at, drained).await?;
         self.agent(namespace, name).await
+    }
+
+    async fn forget_agent(
+        &self,
+        namespace: &Namespace,
+        name: &AgentName,
+        caller: &Caller,
+    ) -> Result<AgentView, ControlError> {
+        let shared = &self.shared;
+        let request = Request::new(namespace, caller, || format!("forget_agent {namespace} {name}"));
+        let done = shared.was_done(&request)?;
+        let known = shared.registry.known(namespace, name).ok_or_else(|| errors::agent_not_found(name))?;
+        if done {
+            return Ok(known);
+        }
+        match shared.registry.forget_at(namespace, name) {
+            None => Err(errors::agent_not_found(name)),
+            Some(Forgettable::Answers) => Err(errors::agent_answers(name)),
+            Some(Forgettable::MayBeAtWork(runs)) => Err(errors::agent_may_be_at_work(name, &runs)),
+            Some(Forgettable::Yes { seq, instance }) => {
+                let event = AgentEvent::AgentForgotten { instance };
+                let forgotten = || shared.registry.forget(namespace, name, seq + 1);
+                let at = shared.clock.now();
+                shared.decide_about_agent(namespace, name, (seq, &event), &request, at, forgotten).await?;
+                Ok(known)
+            }
+        }
     }
 }
 
 impl Shared {
+    /// What a person decides about an agent is journalled with the request, and then takes effect.
+    async fn decide_about_agent(
+        &self,
+        namespace: &Namespace,
+        name: &AgentName,
+        (seq, event): (u64, &AgentEvent),
+        request: &Request,
+        at: Timestamp,
+        takes_effect: impl FnOnce(),
+    ) -> Result<(), ControlError> {
+        let taken = request.append(at, None);
+        match self.append_agent(namespace, name, seq, event, request.actor.clone(), at, taken).await {
+            Ok(noting) => {
+                takes_effect();
+                self.projector.agent_changed(namespace, name);
+                drop(noting);
+                Ok(())
+            }
+            Err(AppendError::Conflict { stream, .. }) if request.is_stream(&stream) => self.was_done(request).map(drop),
+            Err(e) => Err(errors::append_failed(&e)),
+        }
+    }
+
     /// Start a run of a plan; answered when its start, and what could be assigned at once, is on disk.
     pub(super) async fn start(
         self: &Arc<Self>,

@@ -50,6 +50,18 @@ pub(super) fn agent_not_found(name: &AgentName) -> ControlError {
     error(ControlErrorKind::NotFound, "AGENT_NOT_FOUND", format!("there is no agent {name}"), hint)
 }
 
+pub(super) fn agent_answers(name: &AgentName) -> ControlError {
+    let hint = format!("muster agent drain {name} lets it end; it can be forgotten as soon as it is lost");
+    error(ControlErrorKind::FailedPrecondition, "AGENT_ANSWERS", format!("agent {name} is not lost"), &hint)
+}
+
+pub(super) fn agent_may_be_at_work(name: &AgentName, runs: &[RunId]) -> ControlError {
+    let first = runs.first().map(RunId::as_str).unwrap_or_default();
+    let message = format!("agent {name} is lost, and may still be at work for {} runs, such as {first}", runs.len());
+    let hint = format!("look there and say how the attempt has ended: muster run explain {first}");
+    error(ControlErrorKind::FailedPrecondition, "AGENT_MAY_BE_AT_WORK", message, &hint)
+}
+
 /// What to do about a run in quarantine.
 pub(super) const QUARANTINE_HINT: &str =
     "stop the coordinator; muster journal verify then names what is wrong, and docs/journal.md what to do about it";

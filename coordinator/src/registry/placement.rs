@@ -326,8 +326,8 @@ impl Instance {
         }
         match offer.actions.get(&wish.action.name) {
             None => Err(Misfit::Action),
-            Some(version) if *version != wish.action.version => Err(Misfit::Version),
-            Some(_) => Ok(()),
+            Some(version) if can_stand_for(version, &wish.action.version) => Ok(()),
+            Some(_) => Err(Misfit::Version),
         }
     }
 
@@ -357,6 +357,23 @@ impl Instance {
                 format!("offers {} {offered}, and the plan is made for {}", wish.action.name, wish.action.version)
             }
         }
+    }
+}
+
+/// Whether an action of the offered version does what the planned one promised: the same version, or a newer one that is
+/// compatible in the sense of semantic versioning.
+fn can_stand_for(offered: &str, planned: &str) -> bool {
+    let parts = |version: &str| -> Option<[u64; 3]> {
+        let parts: Option<Vec<u64>> = version.split('.').map(|part| part.parse().ok()).collect();
+        parts?.try_into().ok()
+    };
+    match (parts(offered), parts(planned)) {
+        (Some(offered), Some(planned)) => {
+            // 0.3 promises nothing to who knows 0.2.
+            let same = if planned[0] == 0 { 2 } else { 1 };
+            offered[..same] == planned[..same] && offered >= planned
+        }
+        _ => offered == planned,
     }
 }
 

@@ -11,11 +11,17 @@ use crate::journal::StreamId;
 /// Something that happened to an agent and has to survive a restart. Beats are none of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[expect(clippy::enum_variant_names, reason = "the names are in the journal")]
 pub(crate) enum AgentEvent {
     /// A process of it registered, for the first time or with other offers.
     AgentRegistered(Box<Profile>),
     /// A person wants this process to be given nothing new.
     AgentDrained {
+        /// Which process.
+        instance: InstanceId,
+    },
+    /// A person says that this process will not come back: the agent is listed no more, until it registers again.
+    AgentForgotten {
         /// Which process.
         instance: InstanceId,
     },
@@ -46,6 +52,9 @@ pub(crate) struct AgentRecord {
     /// The process that registered last shall be given nothing new.
     #[serde(default)]
     pub(crate) draining: bool,
+    /// It is listed no more, and offers nothing; what it was is kept for the numbers of its stream.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) forgotten: bool,
 }
 
 impl Profile {
@@ -70,10 +79,13 @@ impl AgentRecord {
         match event {
             AgentEvent::AgentRegistered(profile) => {
                 let draining = before.is_some_and(|b| b.draining && b.profile.instance == profile.instance);
-                Some(Self { seq, profile: *profile, draining })
+                Some(Self { seq, profile: *profile, draining, forgotten: false })
             }
             AgentEvent::AgentDrained { instance } => {
                 before.map(|b| Self { seq, draining: b.draining || b.profile.instance == instance, ..b })
+            }
+            AgentEvent::AgentForgotten { instance } => {
+                before.map(|b| Self { seq, forgotten: b.forgotten || b.profile.instance == instance, ..b })
             }
         }
     }

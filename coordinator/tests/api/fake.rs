@@ -508,4 +508,18 @@ impl Control for Fake {
         agent.state = "DRAINING";
         Ok(agent.clone())
     }
+
+    async fn forget_agent(
+        &self,
+        namespace: &Namespace,
+        name: &AgentName,
+        _: &Caller,
+    ) -> Result<AgentView, ControlError> {
+        let agent = self.agent(namespace, name).await?;
+        if agent.state != "LOST" {
+            return Err(error(Kind::FailedPrecondition, "AGENT_ANSWERS", "the agent is not lost"));
+        }
+        self.state.lock().unwrap().agents.remove(name);
+        Ok(agent)
+    }
 }

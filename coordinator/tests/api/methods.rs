@@ -390,6 +390,9 @@ async fn agents_are_listed_and_drained() {
     assert_eq!(agent.actions[0].action, "tls.certificate");
     let drain = pb::DrainAgentRequest { name, ..Default::default() };
     assert_eq!(client.drain_agent(drain).await.unwrap().into_inner().state(), pb::agent::State::Draining);
+    let forget = pb::ForgetAgentRequest { name: "namespaces/default/agents/infra-1".into(), ..Default::default() };
+    let refused = client.forget_agent(forget).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
 }
 
 #[tokio::test]

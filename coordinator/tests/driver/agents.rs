@@ -352,3 +352,66 @@ async fn placement_says_for_each_agent_why_it_is_not_asked() {
     let waits = house.up.explain_run(&ns(), &run.id).await.unwrap();
     assert!(waits[0].waits_for.contains("infra-1 works on host host-1, not on host-2"), "{waits:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_agent_is_forgotten_over_a_restart_and_known_again_when_it_comes_back() {
+    let mut house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let name = "infra-1".into();
+    let refused = house.up.forget_agent(&ns(), &name, &operator()).await.unwrap_err();
+    assert_eq!(refused.code, "AGENT_ANSWERS");
+    let run = house.start(&playbook(&[SHORT], "")).await;
+    agent.next(TaskReply::Accepted).await;
+    agent.fall_silent();
+    tokio::time::sleep(Duration::from_secs(40)).await;
+    let refused = house.up.forget_agent(&ns(), &name, &operator()).await.unwrap_err();
+    assert_eq!(refused.code, "AGENT_MAY_BE_AT_WORK");
+    assert!(refused.message.contains(run.id.as_str()), "{}", refused.message);
+    house
+        .up
+        .command_run(&ns(), &run.id, Command::Cancel { reason: "enough".into(), force: true }, &operator())
+        .await
+        .unwrap();
+    let id = Some("5a1c1b3e-6a55-4f0f-8d5c-0a6c1f7f2a10".to_owned());
+    let caller = muster_coordinator::control::Caller { request_id: id, ..operator() };
+    for _ in 0..2 {
+        let forgotten = house.up.forget_agent(&ns(), &name, &caller).await.unwrap();
+        assert_eq!((forgotten.name.as_str(), forgotten.state), ("infra-1", "LOST"));
+    }
+    assert_eq!(house.up.forget_agent(&ns(), &name, &operator()).await.unwrap_err().code, "AGENT_NOT_FOUND");
+    for _ in 0..2 {
+        assert_eq!(house.up.agent(&ns(), &name).await.unwrap_err().code, "AGENT_NOT_FOUND");
+        assert!(house.up.list_agents(&ns(), 10, "").await.unwrap().items.is_empty());
+        house.crash_and_reopen().await;
+    }
+    agent.speak_again();
+    agent.register_again().await;
+    assert_eq!(house.up.agent(&ns(), &name).await.unwrap().state, "READY");
+    let next = house.start(&playbook(&[SHORT], "")).await;
+    agent.succeed(1).await;
+    house.ended(&next.id).await;
+    house.crash_and_reopen().await;
+    assert_eq!(house.up.agent(&ns(), &name).await.unwrap().name, name);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newer_compatible_version_stands_for_the_planned_one_and_no_other_does() {
+    for (offered, takes) in [("1.0.0", true), ("1.4.2", true), ("2.0.0", false), ("0.9.0", false)] {
+        let house = House::open().await;
+        let old = Agent::start(house.bus.clone(), "infra-1", "i1", |_| {}).await;
+        old.fall_silent();
+        // It is asked for nothing more, and its version is the newest that was offered.
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        let run = house.start(&chain(1)).await;
+        let mut other =
+            Agent::start(house.bus.clone(), "infra-2", "i2", |r| r.actions[0].version = offered.into()).await;
+        if takes {
+            other.succeed(1).await;
+            house.ended(&run.id).await;
+        } else {
+            assert!(other.gets_nothing_for(Duration::from_secs(60)).await, "{offered}");
+            let why = house.up.explain_run(&ns(), &run.id).await.unwrap();
+            assert!(why[0].waits_for.contains(&format!("offers test.work {offered}")), "{why:?}");
+        }
+    }
+}

@@ -162,6 +162,12 @@ pub(crate) enum AgentCommand {
         #[arg(value_name = "AGENT")]
         agent: String,
     },
+    /// Take a lost agent that will not come back from the lists.
+    Forget {
+        /// The agent's name.
+        #[arg(value_name = "AGENT")]
+        agent: String,
+    },
 }
 
 /// `agent run`

@@ -16,6 +16,7 @@ pub(super) async fn run(app: &App, command: AgentCommand) -> Result<Exit> {
         AgentCommand::List { page } => list(app, &page).await,
         AgentCommand::Get { agent } => get(app, &agent).await,
         AgentCommand::Drain { agent } => drain(app, &agent).await,
+        AgentCommand::Forget { agent } => forget(app, &agent).await,
     }
 }
 
@@ -52,6 +53,14 @@ async fn drain(app: &App, agent: &str) -> Result<Exit> {
     let client = app.client().await?;
     let request = v1::DrainAgentRequest { name: client.name("agents", agent), ..v1::DrainAgentRequest::default() };
     let answer = client.agents().drain_agent(client.soon(request)).await.map_err(|s| client.error(&s))?;
+    app.printer.data(&answer.into_inner(), |agent| agents(std::slice::from_ref(agent)).into())?;
+    Ok(Exit::Succeeded)
+}
+
+async fn forget(app: &App, agent: &str) -> Result<Exit> {
+    let client = app.client().await?;
+    let request = v1::ForgetAgentRequest { name: client.name("agents", agent), ..v1::ForgetAgentRequest::default() };
+    let answer = client.agents().forget_agent(client.soon(request)).await.map_err(|s| client.error(&s))?;
     app.printer.data(&answer.into_inner(), |agent| agents(std::slice::from_ref(agent)).into())?;
     Ok(Exit::Succeeded)
 }
