@@ -1,6 +1,6 @@
 //! Switching under load, and everything that can be wrong before the first request goes to the new side.
 
-use std::{fs, os::unix::fs::PermissionsExt, time::Instant};
+use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt, time::Instant};
 
 use muster_agent::Action;
 use muster_deployment::{prepare::Prepare, switch::Switch};
@@ -107,6 +107,11 @@ async fn a_side_that_does_not_come_up_changes_nothing_for_the_requests() {
     assert!(permanent(switch.run(&trial().context(), &with).await).0.contains("allow.toml"));
     with.as_object_mut().unwrap().remove("start");
     assert!(retry(switch.run(&trial().context(), &with).await).contains("start it first"));
+    // One that takes connections and never says a word.
+    let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+    with["service"]["sides"]["green"] = json!(mute.local_addr().unwrap().to_string());
+    with["service"]["timeout_ms"] = json!(300);
+    assert!(retry(switch.run(&trial().context(), &with).await).contains("no whole answer within 300 ms"));
     assert_eq!((front.release(), front.upstream()), (says(FIRST), found));
 }
 
@@ -149,6 +154,18 @@ async fn a_configuration_that_nginx_refuses_is_put_back() {
     assert_eq!((front.upstream(), front.release(), front.unfinished()), (found, says(FIRST), false));
     let seen = load.end().await;
     assert_eq!(seen.keys().collect::<Vec<_>>(), [&says(FIRST)], "{seen:?}");
+
+    // On the way back, too: the file names what nginx works with.
+    fs::remove_file(&broken).unwrap();
+    let (prepared, _) = front.switched().await;
+    let switched = front.upstream();
+    fs::write(&broken, "no_such_directive on;\n").unwrap();
+    let undone = front.switch().undo(&trial().context(), &front.with(NEXT), &prepared).await;
+    assert!(permanent(undone).0.contains("no_such_directive"));
+    assert_eq!((front.upstream(), front.release()), (switched, says(NEXT)));
+    fs::remove_file(&broken).unwrap();
+    front.switch().undo(&trial().context(), &front.with(NEXT), &prepared).await.unwrap();
+    assert_eq!(front.release(), says(FIRST));
 }
 
 #[tokio::test]
