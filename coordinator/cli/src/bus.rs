@@ -90,6 +90,11 @@ pub(crate) fn not_connected(error: &NatsError) -> CliError {
                 Some(_) | None => "nats-server has no TLS, or another kind of it: look at its configuration".to_owned(),
             });
         }
+        NatsError::NotAllowed { .. } => (
+            "BUS_REFUSED",
+            "a key is good for one agent, or for the coordinator: look at --nats-nkey and at the agent's name\n\
+             `muster nats config` writes the permissions that go with it",
+        ),
         NatsError::Address { .. } | NatsError::NoAddress => ("BUS_UNREACHABLE", "such as --nats nats://127.0.0.1:4222"),
         NatsError::Credentials { .. } => ("BUS_UNREACHABLE", "look at the file's owner and mode"),
         NatsError::TooOld { .. } => ("BUS_TOO_OLD", "install a newer nats-server"),

@@ -166,7 +166,7 @@ fn a_nats_server_that_will_not_do() {
     let seen = keyed("coordinator");
     seen.is_sound();
     seen.is("nats_nkey", "ok", "alone");
-    keyed("infra-1").is("nats_round_trip", "problem", "may not ask there");
+    keyed("infra-1").is("nats", "problem", "but not as muster");
     session.mode("keys/seeds/coordinator.nk", 0o644);
     keyed("coordinator").is("nats", "problem", "SECRET_EXPOSED").is("nats_nkey", "problem", "mode 644");
 

@@ -275,6 +275,8 @@ fn who_has_no_key_stays_outside() -> Result<()> {
     for refused in [agent(&[])?, agent(&["--nats-nkey", &strange])?] {
         ensure!(refused.contains("error: BUS_REFUSED ") && refused.contains("--nats-nkey FILE"), "{refused}");
     }
+    let of_another = agent(&["--nats-nkey", &keys.seed("evil-1")])?;
+    ensure!(of_another.contains("error: BUS_REFUSED ") && of_another.contains("but not as bench-1"), "{of_another}");
     let own = keys.seed("bench-1");
     fs::set_permissions(&own, fs::Permissions::from_mode(0o640))?;
     let exposed = agent(&["--nats-nkey", &own])?;

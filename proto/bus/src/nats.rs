@@ -19,6 +19,7 @@ use async_nats::{Client, ConnectOptions, Event, RequestErrorKind, connection::St
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream};
+use tokio::sync::Notify;
 
 use crate::{
     bus::{Bus, BusError, Delivery, MAX_PAYLOAD, ReplyTo, SUBSCRIPTION_CAPACITY, Subscription},
@@ -140,6 +141,14 @@ pub enum NatsError {
         /// Why.
         source: async_nats::ConnectError,
     },
+    /// The server knows this login, and does not let it speak under this name.
+    #[error("NATS at {servers} lets this login in, but not as {name}")]
+    NotAllowed {
+        /// Where.
+        servers: String,
+        /// Who wanted to speak.
+        name: String,
+    },
     /// An address that is none.
     #[error("{server:?} is not a NATS address; write nats://host:port")]
     Address {
@@ -179,12 +188,15 @@ struct Link {
 }
 
 impl NatsBus {
-    /// Connect, and check that the server is new enough.
+    /// Connect, and check that the server is new enough, and lets this login use its inbox: whoever has another's key would
+    /// be deaf.
     pub async fn connect(options: NatsOptions) -> Result<Self, NatsError> {
         let addresses = addresses(&options.servers)?;
+        let probe_subject = permission::probe(&options.inbox_prefix);
+        let refused = Arc::new(Notify::new());
         let mut pause = Duration::from_millis(250);
         let client = loop {
-            match connect_options(&options).await?.connect(&addresses[..]).await {
+            match connect_options(&options, &probe_subject, &refused).await?.connect(&addresses[..]).await {
                 Ok(client) => break client,
                 Err(source) => {
                     let error = connect_error(options.servers.join(", "), source);
@@ -201,15 +213,19 @@ impl NatsBus {
         if !client.is_server_compatible(2, 9, 0) {
             return Err(NatsError::TooOld { version: client.server_info().version });
         }
-        let probe_subject = permission::probe(&options.inbox_prefix);
-        Ok(Self { link: Arc::new(Link { client, probe_subject }) })
+        let link = Arc::new(Link { client, probe_subject });
+        tokio::select! {
+            () = refused.notified() => {
+                Err(NatsError::NotAllowed { servers: options.servers.join(", "), name: options.name })
+            }
+            () = link.wait_for_server() => Ok(Self { link }),
+        }
     }
 
     /// How long the server takes to answer, without anybody else.
     ///
     /// # Errors
-    /// [`BusError::Timeout`] also when it refuses this login the question: permissions that are not those of
-    /// [`crate::permission`].
+    /// It did not answer in two seconds, or is gone.
     pub async fn round_trip(&self) -> Result<Duration, BusError> {
         let begun = std::time::Instant::now();
         let subject = &self.link.probe_subject;
@@ -260,8 +276,13 @@ fn may_pass(error: &NatsError) -> bool {
     matches!(source.kind(), Kind::Dns | Kind::TimedOut | Kind::Io)
 }
 
-async fn connect_options(options: &NatsOptions) -> Result<ConnectOptions, NatsError> {
+async fn connect_options(
+    options: &NatsOptions,
+    probe_subject: &str,
+    refused: &Arc<Notify>,
+) -> Result<ConnectOptions, NatsError> {
     let slow = Arc::new(AtomicU64::new(0));
+    let (probe, refused) = (format!("Permissions Violation for Publish to \"{probe_subject}\""), Arc::clone(refused));
     let mut connect = ConnectOptions::new()
         .name(&options.name)
         .custom_inbox_prefix(&options.inbox_prefix)
@@ -272,6 +293,9 @@ async fn connect_options(options: &NatsOptions) -> Result<ConnectOptions, NatsEr
         .require_tls(options.tls.required)
         .event_callback(move |event| {
             report(&event, &slow);
+            if matches!(&event, Event::ServerError(error) if error.to_string().contains(&probe)) {
+                refused.notify_one();
+            }
             std::future::ready(())
         });
     if let Some(path) = &options.tls.authorities {

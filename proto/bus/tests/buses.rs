@@ -98,9 +98,9 @@ async fn a_restarted_server_gets_its_subscriptions_back() {
 async fn an_agents_replies_come_on_its_own_inbox() {
     let server = NatsServer::start().unwrap();
     let there = connect(&server).await;
+    let here = NatsBus::connect(NatsOptions::for_agent([server.url()], "infra-1")).await.unwrap();
     let mut inboxes = there.subscribe("_INBOX_infra-1.>").await.unwrap();
     let mut requests = there.subscribe("ask").await.unwrap();
-    let here = NatsBus::connect(NatsOptions::for_agent([server.url()], "infra-1")).await.unwrap();
     let answer = async { requests.next().await.unwrap().reply.unwrap().send(Bytes::from_static(b"yes")) };
     let (reply, ()) = tokio::join!(here.request("ask", Bytes::new(), SOON), answer);
     assert_eq!(reply, Ok(Bytes::from_static(b"yes")));
