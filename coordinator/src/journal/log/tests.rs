@@ -148,3 +148,54 @@ fn the_lock_is_given_back_though_a_child_is_being_started() {
     drop(lock);
     assert!(files::lock(dir.path()).is_ok());
 }
+
+/// The first line, or the last batch, as a newer muster would write it.
+fn rewrite(dir: &TempDir, edit: impl Fn(&mut Vec<u8>)) {
+    let file = segment_files(dir).pop().unwrap();
+    let mut bytes = fs::read(&file).unwrap();
+    edit(&mut bytes);
+    fs::write(&file, bytes).unwrap();
+}
+
+#[test]
+fn what_a_newer_muster_has_written_is_not_opened_and_not_touched() {
+    let refused = |dir: &TempDir| {
+        let before = fs::read(segment_files(dir).pop().unwrap()).unwrap();
+        let error = LogJournal::open(dir.path(), options()).err().expect("it is refused");
+        assert_eq!(fs::read(segment_files(dir).pop().unwrap()).unwrap(), before);
+        error.to_string()
+    };
+    let newer = filled(3);
+    rewrite(&newer, |bytes| {
+        let end = bytes.iter().position(|b| *b == b'\n').unwrap();
+        let line = String::from_utf8(bytes[..end].to_vec()).unwrap();
+        let mut line = line.split(",\"crc32c\"").next().unwrap().replace("\"segment\":1", "\"segment\":2").into_bytes();
+        format::seal(&mut line, 0);
+        bytes.splice(..=end, line);
+    });
+    assert!(refused(&newer).contains("has a record of version 2, which a newer muster has written"));
+
+    let newer = filled(1);
+    rewrite(&newer, |bytes| {
+        let lines: Vec<usize> = (0..bytes.len()).filter(|n| bytes[*n] == b'\n').collect();
+        let (start, end) = (lines[0] + 1, lines[2]);
+        let record = String::from_utf8(bytes[start..=lines[1]].to_vec()).unwrap().replace("{\"v\":1", "{\"v\":2");
+        let commit: format::CommitLine = serde_json::from_slice(&bytes[lines[1] + 1..=end]).unwrap();
+        let hash = record::hash_line(record.trim_end().as_bytes());
+        let chain = record::next_chain(&record::NO_CHAIN, commit.batch, [hash].iter());
+        let mut batch = record.into_bytes();
+        let names: Vec<String> = commit.streams.iter().map(|s| s.0.to_string()).collect();
+        format::write_commit(
+            &mut batch,
+            format::Commit {
+                batch: commit.batch,
+                records: 1,
+                chain: &chain,
+                streams: names.iter().map(String::as_str),
+                before: [].into_iter(),
+            },
+        );
+        bytes.splice(start..=end, batch);
+    });
+    assert!(refused(&newer).contains("version 2"));
+}
