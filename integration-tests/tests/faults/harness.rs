@@ -19,7 +19,12 @@ pub(crate) struct House {
 
 impl House {
     pub(crate) fn start() -> Result<Self> {
-        let system = System::start()?;
+        Self::start_under(&[])
+    }
+
+    /// The same, with the coordinator started by another program.
+    pub(crate) fn start_under(wrapper: &[&str]) -> Result<Self> {
+        let system = System::start_under(wrapper)?;
         let shared = system.dir.path().join("shared");
         fs::create_dir(&shared)?;
         Ok(Self { system, shared })
@@ -130,6 +135,20 @@ impl House {
             ensure!(begun <= attempts, "{step} was begun {begun} times, assigned {attempts} times");
         }
         Ok(())
+    }
+
+    /// Stop the coordinator; its journal is whole.
+    pub(crate) fn verify(&mut self) -> Result<()> {
+        self.system.coordinator.take().context("a coordinator runs")?.terminate(LONG)?;
+        let data = self.system.data_dir();
+        let output = self.system.cli(&["journal", "verify", "--data-dir", path(&data)?])?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
+    /// What the coordinator has logged.
+    pub(crate) fn log(&self) -> Result<String> {
+        Ok(self.system.coordinator.as_ref().context("a coordinator runs")?.output())
     }
 
     /// An ERROR is for waking someone: no fault of agents or of NATS is worth that.

@@ -6,4 +6,5 @@
 mod agents;
 mod floods;
 mod harness;
+mod machine;
 mod network;
