@@ -36,7 +36,10 @@ fn some_calls_fail(call: &str, error: &str, when: &str) -> Result<()> {
         }
     }
     let log = house.log()?;
-    ensure!(log.contains("the log could not be written") && log.contains("the log stands again"), "nothing has failed, so nothing is shown:\n{log}");
+    ensure!(
+        log.contains("the log could not be written") && log.contains("the log stands again"),
+        "nothing has failed, so nothing is shown:\n{log}"
+    );
     house.verify()
 }
 
