@@ -88,6 +88,13 @@ impl<'a> Lint<'a> {
             None if !facts.undoable && !facts.read_only && undone => self
                 .warning(path, "MISSING_UNDO", format!("{action} can't undo itself, and no other action does"))
                 .hint("add undo: {action: …}, or undo: irreversible"),
+            Some(Undo::Action(undo)) if facts.read_only => self
+                .warning(
+                    &path.key("undo"),
+                    "UNDO_OF_NOTHING",
+                    format!("{action} changes nothing, so {} is never done", undo.action),
+                )
+                .hint("take the undo out, or give it to the step that changes something"),
             Some(Undo::Auto | Undo::Irreversible | Undo::Action(_)) | None => {}
         }
     }
