@@ -64,8 +64,13 @@ impl Intake {
         each(shared, self.beat, Shared::take_beat);
         each(shared, self.status, |shared, d| shared.take_status(d));
         each(shared, self.register, |shared, d| {
-            // Who finds no room is not answered, and registers again.
-            let Ok(permit) = Arc::clone(&shared.slow_intake).try_acquire_owned() else { return };
+            let Ok(permit) = Arc::clone(&shared.slow_intake).try_acquire_owned() else {
+                let why = "too many agents register at once".to_owned();
+                if let Some(to) = d.reply {
+                    to.send(reply(&RegisterReply::Retry { why }));
+                }
+                return;
+            };
             let registering = Arc::clone(shared);
             shared.tasks.spawn(async move {
                 registering.take_register(d).await;

@@ -138,7 +138,8 @@ async fn beat(bus: &NatsBus, name: &str, registered: &AtomicUsize) -> anyhow::Re
     };
     let limit = Duration::from_secs(10);
     let (cluster, every) = loop {
-        let answer = bus.request(&subjects.register(name), serde_json::to_vec(&register)?.into(), limit).await?;
+        let asked = bus.request(&subjects.register(name), serde_json::to_vec(&register)?.into(), limit).await;
+        let Ok(answer) = asked else { continue };
         match serde_json::from_slice(&answer)? {
             RegisterReply::Registered { cluster, beat_every_ms, .. } => {
                 break (cluster, Duration::from_millis(beat_every_ms));
