@@ -102,7 +102,10 @@ fn the_walk_of_the_readme() -> Result<()> {
 /// Keys for everybody, and what is said with them.
 #[test]
 fn the_page_about_nats_can_be_followed() -> Result<()> {
-    let output = run("docs/nats.md", &commands("docs/nats.md")?)?;
+    // The server is ended with the commands: not before it has read what the last of them has told it to read.
+    let reloaded = "timeout 30 sh -c 'until grep -q \"Reloaded server\" commands.log; do sleep 0.1; done'\n".to_owned();
+    let blocks: Vec<_> = commands("docs/nats.md")?.into_iter().chain([reloaded]).collect();
+    let output = run("docs/nats.md", &blocks)?;
     ensure!(output.contains("infra-1") && output.contains("ready"), "the agent registers:\n{}", tail(&output));
     ensure!(output.contains("one has this data directory, and one answers over NATS"), "{}", tail(&output));
     ensure!(output.contains("renewed") && output.contains("Reloaded server configuration"), "{}", tail(&output));
