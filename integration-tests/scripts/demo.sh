@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
-# A broken system made ready: the lab with faults in it, nats-server, a coordinator and an agent as processes of their own,
-# and revenue-engine-rollout from its first step to its last milestone. Ends everything it started, and leaves nothing.
+# A broken system made ready: the lab with faults in it, nats-server, a coordinator and three agents as processes of their own,
+# and revenue-engine-rollout from its first step to its last milestone; then once more, with nothing left to change. Ends
+# everything it started, and leaves nothing. MUSTER_DEMO_PROFILE=debug takes the debug build.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-export PATH="$PWD/target/release:$PWD/target/tools/bin:$PATH:/usr/sbin"
+profile=${MUSTER_DEMO_PROFILE:-release}
+export PATH="$PWD/target/$profile:$PWD/target/tools/bin:$PATH:/usr/sbin"
 
 say() { printf '\n== %s\n' "$*" >&2; }
 
 say "building (the first time takes a few minutes)"
-cargo build --release --locked --quiet --bin muster --bin muster-lab --bin sample-service
+as=(--release)
+[ "$profile" = release ] || as=()
+cargo build "${as[@]}" --locked --quiet --bin muster --bin muster-lab --bin sample-service
 
 dir=$(mktemp -d "${TMPDIR:-/tmp}/muster-demo-XXXXXX")
 chmod 755 "$dir"
@@ -34,22 +38,43 @@ until_ready() { # SECONDS WHAT COMMAND...
 }
 port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 
-say "the lab: PostgreSQL, PgBouncer, nginx and a sample service, with faults in them"
+# What became of each step of a run. Fails when one of them has changed something.
+changed_nothing() { # RUN
+  local steps
+  steps=$(muster run get "$1" -o json | jq -r '
+    .steps[] | (.attempts | map(select(.purpose == "PURPOSE_RUN")) | last) as $run
+    | (if .state != "STATE_SUCCEEDED" then "NOT DONE: \(.state)"
+       elif $run.unchanged then "nothing to change: all is as wanted"
+       elif .undo == "nothing" then "nothing to change: it only looks, and has looked again"
+       elif .action == "tests.run" then "nothing to change: the tests were run again, and leave nothing behind"
+       else "CHANGED" end) as $became
+    | "\(.id)\t\($became)"')
+  awk -F '\t' '{ printf "%-18s %s\n", $1, $2 }' <<<"$steps"
+  ! grep -qE $'\t(CHANGED|NOT DONE)' <<<"$steps"
+}
+
+say "the lab: PostgreSQL, PgBouncer, Redis, nginx and a service with two sides, with faults in them"
 muster-lab up --keep --inputs-file "$dir/inputs.json" >"$dir/lab.env" 2>"$dir/lab.log" &
 pids+=($!)
 until_ready 60 "the lab" grep -q READY=1 "$dir/lab.env"
 nats=$(sed -n 's/^NATS_URL=//p' "$dir/lab.env")
 
-say "a coordinator and an agent"
+say "a coordinator and three agents: infra, integration, deployment"
 export MUSTER_SERVER="http://127.0.0.1:$(port)" MUSTER_TOKEN_FILE="$dir/data/admin.token"
 muster serve --data-dir "$dir/data" --nats "$nats" --listen "${MUSTER_SERVER#http://}" >"$dir/serve.log" 2>&1 &
 pids+=($!)
 until_ready 30 "the coordinator" muster agent list
-muster agent run --role infra --name infra-1 --nats "$nats" --data-dir "$dir/infra-1" >"$dir/infra-1.log" 2>&1 &
-pids+=($!)
-until_ready 30 "the agent" sh -c 'muster agent get infra-1 -o json | grep -q READY'
+for role in infra integration deployment; do
+  allow=$(sed -n "s/^ALLOW_${role^^}=//p" "$dir/lab.env")
+  muster agent run --role "$role" --name "$role-1" --nats "$nats" --data-dir "$dir/$role-1" ${allow:+--allow "$allow"} \
+    >"$dir/$role-1.log" 2>&1 &
+  pids+=($!)
+done
+for role in infra integration deployment; do
+  until_ready 30 "the agent $role-1" sh -c "muster agent get $role-1 -o json | grep -q READY"
+done
 
-say "before, by openssl, curl and psql"
+say "before, by openssl, curl, psql, redis-cli and pg_verifybackup"
 muster-lab probe --inputs-file "$dir/inputs.json" || true
 
 say "the rollout"
@@ -57,6 +82,11 @@ muster playbook submit playbooks/revenue-engine-rollout.yaml
 muster run start revenue-engine-rollout --inputs "$dir/inputs.json" --watch
 muster milestone list
 
-say "after, by openssl, curl and psql"
+say "after, by openssl, curl, psql, redis-cli and pg_verifybackup"
 muster-lab probe --inputs-file "$dir/inputs.json"
+
+say "the same again: nothing is left to change"
+run=$(muster run start revenue-engine-rollout --inputs "$dir/inputs.json" -o json | jq -r .runId)
+muster run watch "$run" >"$dir/second.log" 2>&1
+changed_nothing "$run"
 say "done"

@@ -1,4 +1,7 @@
-//! Before and after, seen from outside: by openssl, curl and psql, with nothing of the agents' code.
+//! Before and after, seen from outside: by openssl, curl, psql, redis-cli and `pg_verifybackup`, with nothing of the agents' code.
+
+mod front;
+mod stores;
 
 use std::{
     fs,
@@ -25,6 +28,25 @@ pub struct Report {
     pub redirect: Redirect,
     /// Whether several clients of the pool are served at once.
     pub pooling: Pooling,
+    /// Whether Redis keeps its data over a restart.
+    pub persistence: Seen,
+    /// Whether lookups find what they look for.
+    pub cache: Seen,
+    /// Whether both doors get requests.
+    pub doors: Seen,
+    /// Whether there is a good backup.
+    pub backup: Seen,
+    /// Whether the site answers with the release that is to be brought.
+    pub release: Seen,
+}
+
+/// Whether something is well, and what was seen of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Seen {
+    /// It is well.
+    pub ok: bool,
+    /// For people.
+    pub said: String,
 }
 
 /// The certificate that the site shows.
@@ -68,16 +90,48 @@ const POOL_LIMIT_MS: f64 = 50.0;
 
 /// Looks at all of it. An error means that it could not be looked at; what is wrong is in the report.
 pub fn probe(inputs: &Inputs) -> Result<Report> {
-    let (certificate, redirect, pooling) = (certificate(inputs)?, redirect(inputs)?, pooling(inputs)?);
-    Ok(Report { ok: certificate.ok && redirect.ok && pooling.ok, certificate, redirect, pooling })
+    let mut report = Report {
+        ok: false,
+        certificate: certificate(inputs)?,
+        redirect: redirect(inputs)?,
+        pooling: pooling(inputs)?,
+        persistence: stores::persistence(inputs)?,
+        cache: stores::cache(inputs)?,
+        doors: front::doors(inputs)?,
+        backup: stores::backup(inputs)?,
+        release: front::release(inputs)?,
+    };
+    report.ok = report.all().iter().all(|(_, ok)| *ok);
+    Ok(report)
 }
 
 impl Report {
-    /// Three lines for people.
+    /// Each thing that was looked at, and whether it is well.
+    pub fn all(&self) -> [(&'static str, bool); 8] {
+        [
+            ("certificate", self.certificate.ok),
+            ("redirect", self.redirect.ok),
+            ("pooling", self.pooling.ok),
+            ("persistence", self.persistence.ok),
+            ("cache", self.cache.ok),
+            ("doors", self.doors.ok),
+            ("backup", self.backup.ok),
+            ("release", self.release.ok),
+        ]
+    }
+
+    /// A line for each, for people.
     pub fn lines(&self) -> Vec<String> {
         let mark = |ok| if ok { "ok    " } else { "BROKEN" };
         let slowest = self.pooling.slowest_ms.map_or_else(|| "none answered".into(), |ms| format!("slowest {ms} ms"));
-        vec![
+        let seen = [
+            ("Redis keeps", &self.persistence),
+            ("cache", &self.cache),
+            ("load balancing", &self.doors),
+            ("backups", &self.backup),
+            ("release", &self.release),
+        ];
+        let mut lines = vec![
             format!(
                 "{} certificate: verify {}, until {}",
                 mark(self.certificate.ok),
@@ -96,7 +150,9 @@ impl Report {
                 self.pooling.served,
                 self.pooling.clients
             ),
-        ]
+        ];
+        lines.extend(seen.map(|(what, seen)| format!("{} {what}: {}", mark(seen.ok), seen.said)));
+        lines
     }
 }
 

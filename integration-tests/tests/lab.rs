@@ -36,7 +36,8 @@ fn up() -> (Child, BTreeMap<String, String>) {
 
 fn addresses(said: &BTreeMap<String, String>) -> Vec<String> {
     let nats = said["NATS_URL"].replace("nats://", "");
-    let others = ["HTTP", "HTTPS", "SERVICE", "POSTGRES", "REPLICA", "PGBOUNCER", "REDIS"].map(|key| said[key].clone());
+    let others =
+        ["HTTP", "HTTPS", "BLUE", "FRONT", "POSTGRES", "REPLICA", "PGBOUNCER", "REDIS"].map(|key| said[key].clone());
     others.into_iter().chain([nats]).collect()
 }
 
@@ -57,7 +58,7 @@ fn wait_for_silence(addresses: &[String]) {
 fn the_end_of_input_ends_all_and_removes_all() {
     let (mut lab, said) = up();
     let addresses = addresses(&said);
-    assert_eq!(listened(&addresses).len(), 8, "{said:?}");
+    assert_eq!(listened(&addresses).len(), 9, "{said:?}");
     drop(lab.stdin.take());
     assert!(lab.wait().unwrap().success());
     assert_eq!(listened(&addresses), Vec::<&String>::new());

@@ -24,8 +24,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Start PostgreSQL with a replica, PgBouncer, Redis, nginx, nats-server and a sample service; print KEY=VALUE; stay until
-    /// SIGTERM, SIGINT or the end of standard input; then stop and remove all of it.
+    /// Start PostgreSQL with a replica, PgBouncer, Redis, nginx, nats-server and a sample service with two sides; print
+    /// KEY=VALUE; stay until SIGTERM, SIGINT or the end of standard input; then stop and remove all of it.
     Up {
         /// Write the inputs of revenue-engine-rollout there, as JSON.
         #[arg(long)]
@@ -37,7 +37,7 @@ enum Verb {
         #[arg(long)]
         keep: bool,
     },
-    /// Look at the site and the pool by openssl, curl and psql. Exit code 0: all is well; 1: something is not.
+    /// Look at all of it by openssl, curl, psql, redis-cli and `pg_verifybackup`. Exit code 0: all is well; 1: something is not.
     Probe {
         /// The file that `up` wrote.
         #[arg(long)]
@@ -86,13 +86,16 @@ async fn up(inputs_file: Option<PathBuf>, pooling: Pooling, keep: bool) -> Resul
         ("SITE", inputs.domain.clone()),
         ("HTTP", inputs.http_address.clone()),
         ("HTTPS", inputs.https_address.clone()),
-        ("SERVICE", inputs.upstream.clone()),
+        ("BLUE", inputs.blue.clone()),
+        ("FRONT", inputs.front.clone()),
         ("POSTGRES", lab.postgres.address()),
         ("REPLICA", lab.replica.address()),
         ("PGBOUNCER", lab.pgbouncer.address()),
         ("REDIS", lab.redis.address()),
         ("REDIS_CONFIG", lab.redis.config().display().to_string()),
         ("REDIS_PASSWORD_FILE", lab.redis.password_file().display().to_string()),
+        ("ALLOW_INTEGRATION", lab.allow_file("integration")?.display().to_string()),
+        ("ALLOW_DEPLOYMENT", lab.allow_file("deployment")?.display().to_string()),
         ("PASSWORD_FILE", inputs.password_file.display().to_string()),
         ("READY", "1".into()),
     ] {

@@ -3,6 +3,7 @@
 //! They end with the value that started them, and also when the process dies in whatever way. A server that is not
 //! installed is an error that says how to install it.
 
+mod inputs;
 mod nats;
 mod nginx;
 mod pgbouncer;
@@ -10,6 +11,7 @@ mod port;
 mod postgres;
 mod process;
 mod redis;
+mod release;
 mod service;
 mod sides;
 mod tls;
@@ -21,10 +23,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 pub use self::{
+    inputs::{Inputs, Member},
     nats::Nats,
     nginx::Nginx,
     pgbouncer::{CONSOLE_USER, PgBouncer, Pooling},
@@ -32,13 +34,17 @@ pub use self::{
     postgres::{APP_USER, DATABASE, Postgres, psql, psql_program},
     process::{RunAs, Server, Start, program, run, wait_until},
     redis::{REDIS_READER, Redis},
+    release::Release,
     service::SampleService,
-    sides::{BlueGreen, FIRST, NEXT},
+    sides::{BlueGreen, FIRST, NEXT, SECOND_DOOR},
     tls::Certificates,
 };
 
 /// The host name of the lab's site.
 pub const DOMAIN: &str = "revenue-engine.tradingrobotplug.com";
+
+/// What nginx calls the servers behind it.
+const UPSTREAM: &str = "revenue_engine";
 
 /// A folder that ordinary users can reach, and that goes away with this value.
 pub fn folder() -> Result<TempDir> {
@@ -53,12 +59,13 @@ pub fn folder() -> Result<TempDir> {
     Ok(dir)
 }
 
-/// The roadmap's systems as they are found: an expired certificate, no redirect to HTTPS, no pooling, a Redis that forgets.
+/// The roadmap's systems as they are found: an expired certificate, no redirect to HTTPS, no pooling; a Redis that forgets at
+/// once what it is told, all requests through one of two doors, no backup; an old release on blue, a new one as a package.
 ///
 /// Fields are dropped in this order: clients before what they use.
 #[derive(Debug)]
 pub struct Lab {
-    /// In front of the service.
+    /// In front of the service: HTTP and HTTPS for everybody.
     pub nginx: Nginx,
     /// In front of the database.
     pub pgbouncer: PgBouncer,
@@ -66,14 +73,17 @@ pub struct Lab {
     pub replica: Postgres,
     /// The database.
     pub postgres: Postgres,
-    /// Without persistence and without a limit of memory.
+    /// What nginx stands in front of: two sides, behind two doors.
+    pub sides: BlueGreen,
+    /// Without persistence, and with too little memory for anything.
     pub redis: Redis,
-    /// What nginx stands in front of.
-    pub service: SampleService,
+    /// What is to be brought.
+    pub release: Release,
     /// The bus.
     pub nats: Nats,
     /// Expired for five days.
     pub certificates: Certificates,
+    upstream_ask: String,
     dir: TempDir,
 }
 
@@ -82,14 +92,23 @@ impl Lab {
     pub fn start(pooling: Pooling) -> Result<Self> {
         let dir = folder()?;
         let nats = Nats::start(&dir.path().join("nats"))?;
-        let service = SampleService::start(&dir.path().join("service"))?;
         let postgres = Postgres::start(&dir.path().join("postgres"))?;
         let pgbouncer = PgBouncer::start(&dir.path().join("pgbouncer"), &postgres, pooling)?;
         let replica = Postgres::replica(&dir.path().join("replica"), &postgres)?;
-        let redis = Redis::start(&dir.path().join("redis"))?;
+        let redis = Redis::start_with(&dir.path().join("redis"), "maxmemory 1\nmaxmemory-policy allkeys-random\n")?;
+        let release = Release::make(&dir.path().join("release"))?;
+        let (cache, password) = (redis.address(), redis.password_file().display().to_string());
+        let sides = dir.path().join("sides");
+        let sides = BlueGreen::start_with(&sides, &["--cache", &cache, "--cache-password-file", &password])?;
+        RunAs::ordinary("postgres")?.folder(&dir.path().join("backups"))?;
         let certificates = Certificates::make(&dir.path().join("tls"), &Nginx::user()?, DOMAIN, -5)?;
-        let nginx = Nginx::start(&dir.path().join("nginx"), DOMAIN, &certificates, &service.address())?;
-        Ok(Self { nginx, pgbouncer, replica, postgres, redis, service, nats, certificates, dir })
+        let servers = dir.path().join("nginx/sites/servers.conf");
+        fs::create_dir_all(dir.path().join("nginx/sites"))?;
+        let first = sides.nginx.http_address();
+        fs::write(&servers, format!("# as it was found\nupstream {UPSTREAM} {{\n  server {first};\n}}\n"))?;
+        let nginx = Nginx::start(&dir.path().join("nginx"), DOMAIN, &certificates, UPSTREAM)?;
+        let upstream_ask = format!("127.0.0.1:{}", free_port()?);
+        Ok(Self { nginx, pgbouncer, replica, postgres, sides, redis, release, nats, certificates, upstream_ask, dir })
     }
 
     /// Where everything lies.
@@ -97,68 +116,16 @@ impl Lab {
         self.dir.path()
     }
 
-    /// The inputs of `revenue-engine-rollout` for this lab.
-    pub fn inputs(&self) -> Result<Inputs> {
-        Ok(Inputs {
-            domain: DOMAIN.into(),
-            http_address: self.nginx.http_address(),
-            https_address: self.nginx.https_address(),
-            upstream: self.service.address(),
-            tls_directory: self.certificates.dir().to_owned(),
-            nginx_binary: program("nginx", "nginx-light")?,
-            nginx_config: self.nginx.config(),
-            nginx_site: self.nginx.site(),
-            nginx_pid_file: self.nginx.pid_file(),
-            database_host: "127.0.0.1".into(),
-            database_port: self.postgres.port(),
-            database_user: APP_USER.into(),
-            pgbouncer_config: self.pgbouncer.config(),
-            pgbouncer_auth_file: self.pgbouncer.auth_file(),
-            pgbouncer_host: "127.0.0.1".into(),
-            pgbouncer_port: self.pgbouncer.port(),
-            pgbouncer_admin: CONSOLE_USER.into(),
-            password_file: self.postgres.password_file(),
-        })
+    /// The `allow.toml` of an agent: what the playbook makes it start. Roles: `integration`, `deployment`.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn allow_file(&self, role: &str) -> Result<PathBuf> {
+        let sides = [self.sides.start_program(), self.sides.stop_program()];
+        let programs = if role == "deployment" { &sides[..] } else { &[self.release.smoke_suite()] };
+        let file = self.dir().join(format!("allow-{role}.toml"));
+        let entries = programs.iter().map(|program| release::allowed(program)).collect::<Result<String>>()?;
+        fs::write(&file, entries)?;
+        Ok(file)
     }
-}
-
-/// Inputs of `revenue-engine-rollout`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Inputs {
-    /// Host name of the site.
-    pub domain: String,
-    /// Where nginx listens for HTTP.
-    pub http_address: String,
-    /// Where nginx listens for HTTPS.
-    pub https_address: String,
-    /// What nginx stands in front of.
-    pub upstream: String,
-    /// Folder of `ca.crt`, `ca.key`, `site.crt`, `site.key`.
-    pub tls_directory: PathBuf,
-    /// The program.
-    pub nginx_binary: PathBuf,
-    /// nginx' main configuration.
-    pub nginx_config: PathBuf,
-    /// The site's file.
-    pub nginx_site: PathBuf,
-    /// nginx' pid file.
-    pub nginx_pid_file: PathBuf,
-    /// PostgreSQL's host.
-    pub database_host: String,
-    /// PostgreSQL's port.
-    pub database_port: u16,
-    /// The application's role.
-    pub database_user: String,
-    /// PgBouncer's file.
-    pub pgbouncer_config: PathBuf,
-    /// PgBouncer's file of users.
-    pub pgbouncer_auth_file: PathBuf,
-    /// Where PgBouncer listens.
-    pub pgbouncer_host: String,
-    /// Its port.
-    pub pgbouncer_port: u16,
-    /// The user of its console.
-    pub pgbouncer_admin: String,
-    /// A file that holds the password of both users.
-    pub password_file: PathBuf,
 }

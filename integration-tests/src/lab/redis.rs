@@ -34,6 +34,11 @@ const PACKAGE: &str = "redis-server";
 impl Redis {
     /// Writes its files into `dir` and starts it.
     pub fn start(dir: &Path) -> Result<Self> {
+        Self::start_with(dir, "")
+    }
+
+    /// The same with more lines in its file.
+    pub fn start_with(dir: &Path, lines: &str) -> Result<Self> {
         let run_as = RunAs::ordinary("nobody")?;
         run_as.folder(dir)?;
         let password = uuid::Uuid::new_v4().simple().to_string();
@@ -41,7 +46,7 @@ impl Redis {
         secret(&made.run_as, &made.password_file(), &format!("{}\n", made.password))?;
         let config = format!(
             "# as it was found\nbind 127.0.0.1\nport {}\ndir {}\nuser default on >{password} ~* &* +@all\nuser \
-             {REDIS_READER} on >{password} ~* &* +@read +@connection\nappendonly no\nsave \"\"\nloglevel notice\n",
+             {REDIS_READER} on >{password} ~* &* +@read +@connection\nappendonly no\nsave \"\"\nloglevel notice\n{lines}",
             made.port,
             dir.display(),
             password = made.password,

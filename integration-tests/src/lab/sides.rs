@@ -33,12 +33,21 @@ pub struct BlueGreen {
     // Held for their end.
     _managers: [Server; 2],
     addresses: [String; 2],
+    second_door: String,
     dir: PathBuf,
 }
+
+/// The header by which an answer through the second door is told from one through the first.
+pub const SECOND_DOOR: &str = "X-Second-Door";
 
 impl BlueGreen {
     /// Starts it in `dir`.
     pub fn start(dir: &Path) -> Result<Self> {
+        Self::start_with(dir, &[])
+    }
+
+    /// The same, with more arguments for the service.
+    pub fn start_with(dir: &Path, more: &[&str]) -> Result<Self> {
         let addresses = [format!("127.0.0.1:{}", free_port()?), format!("127.0.0.1:{}", free_port()?)];
         let binary = beside("sample-service")?;
         for release in [FIRST, NEXT] {
@@ -46,7 +55,7 @@ impl BlueGreen {
             fs::create_dir_all(&folder)?;
             std::os::unix::fs::symlink(&binary, folder.join("sample-service"))?;
         }
-        let managers = [manager(dir, "blue", &addresses[0])?, manager(dir, "green", &addresses[1])?];
+        let managers = [manager(dir, "blue", &addresses[0], more)?, manager(dir, "green", &addresses[1], more)?];
         script(
             &dir.join("start-side"),
             "set -e\nmkdir -p sides\nprintf %s \"$3\" >\"sides/$1/release\"\nexec sv -w 20 restart \"$PWD/sides/$1\"",
@@ -57,8 +66,14 @@ impl BlueGreen {
         let upstream = format!("# as it was found\nupstream revenue_engine {{\n  server {};\n}}\n", addresses[0]);
         fs::write(dir.join("nginx/sites/upstream.conf"), upstream)?;
         let certificates = Certificates::make(&dir.join("tls"), &Nginx::user()?, DOMAIN, 60)?;
+        let second_door = format!("127.0.0.1:{}", free_port()?);
+        let second = format!(
+            "server {{\n  listen {second_door};\n  server_name {DOMAIN};\n  location / {{ proxy_pass \
+             http://revenue_engine; add_header {SECOND_DOOR} yes; }}\n}}\n"
+        );
+        fs::write(dir.join("nginx/sites/second.conf"), second)?;
         let nginx = Nginx::start(&dir.join("nginx"), DOMAIN, &certificates, "revenue_engine")?;
-        let made = Self { nginx, _managers: managers, addresses, dir: dir.to_owned() };
+        let made = Self { nginx, _managers: managers, addresses, second_door, dir: dir.to_owned() };
         run(&RunAs::same(), dir, &made.start_program(), &["blue", &made.addresses[0], FIRST])?;
         wait_until(Duration::from_secs(20), || Ok(TcpStream::connect(&made.addresses[0]).map(drop)?))?;
         Ok(made)
@@ -72,6 +87,11 @@ impl BlueGreen {
     /// `host:port` of green.
     pub fn green(&self) -> &str {
         &self.addresses[1]
+    }
+
+    /// `host:port` of another way in, beside nginx' HTTP; its answers have [`SECOND_DOOR`].
+    pub fn second_door(&self) -> &str {
+        &self.second_door
     }
 
     /// Holds a folder for each release.
@@ -101,13 +121,13 @@ impl BlueGreen {
 }
 
 /// The service manager of one side, which is down until somebody asks for it.
-fn manager(dir: &Path, side: &str, address: &str) -> Result<Server> {
+fn manager(dir: &Path, side: &str, address: &str, more: &[&str]) -> Result<Server> {
     let folder = dir.join("sides").join(side);
     fs::create_dir_all(&folder)?;
     fs::write(folder.join("down"), "")?;
     let run =
         "release=$(cat release)\nexec \"../../releases/$release/sample-service\" --release \"$release\" --listen ";
-    script(&folder.join("run"), &format!("{run}{address}"), &folder)?;
+    script(&folder.join("run"), &format!("{run}{address} {}", more.join(" ")), &folder)?;
     ensure!(program("sv", "runit")?.is_file(), "sv is a program");
     let runsv = program("runsv", "runit")?;
     let args = [folder.display().to_string()];
@@ -123,7 +143,7 @@ fn manager(dir: &Path, side: &str, address: &str) -> Result<Server> {
     Ok(server)
 }
 
-fn script(path: &Path, body: &str, folder: &Path) -> Result<()> {
+pub(super) fn script(path: &Path, body: &str, folder: &Path) -> Result<()> {
     fs::write(path, format!("#!/bin/sh\ncd {} || exit 1\n{body}\n", folder.display()))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).context("a script can't be made executable")
 }

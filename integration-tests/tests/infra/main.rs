@@ -7,7 +7,6 @@ mod guarded;
 mod pool;
 mod redis;
 mod replication;
-mod rollout;
 mod site;
 mod tls;
 mod upstream;

@@ -1,0 +1,41 @@
+//! The shipped playbooks against real servers: done whole and twice, and made to fail at each of their steps.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod whole;
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context as _, Result};
+use muster_integration_tests::{
+    lab::Lab,
+    process::checkout,
+    system::{System, path},
+};
+use serde_json::Value;
+
+const LONG: Duration = Duration::from_secs(180);
+
+/// A shipped playbook. This machine may be busy with other tests: times are measured, but nothing hangs on them here.
+fn shipped(name: &str) -> String {
+    let text = fs::read_to_string(checkout().join(format!("playbooks/{name}.yaml"))).unwrap();
+    let lines = text.lines().filter(|line| !(line.trim_start().starts_with("- ") && line.contains("_ms <")));
+    let without = lines.collect::<Vec<_>>().join("\n");
+    without.replace(", latency_p95_ms_below: 50", "").replace(", ttfb_ms_below: 100", "")
+}
+
+/// The inputs of `revenue-engine-rollout`.
+fn rollout_inputs(lab: &Lab) -> Value {
+    let mut inputs = serde_json::to_value(lab.inputs().unwrap()).unwrap();
+    inputs["slower_by_ms"] = 5000.0.into();
+    inputs["watch_ms"] = 500.into();
+    inputs
+}
+
+/// Starts a run; its id.
+fn start(system: &System, playbook: &str, inputs: &Value) -> Result<String> {
+    let file = system.dir.path().join(format!("{playbook}.json"));
+    fs::write(&file, inputs.to_string())?;
+    let run = system.json(&["run", "start", playbook, "--inputs", path(&file)?])?;
+    Ok(run["runId"].as_str().context("a run has an id")?.to_owned())
+}
