@@ -2,14 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+mod fingerprint;
+mod kit;
+mod undo;
 mod whole;
 
-use std::{fs, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result};
 use muster_integration_tests::{
     lab::Lab,
-    process::checkout,
+    process::{Process, binary, checkout, tail, wait_for},
     system::{System, path},
 };
 use serde_json::Value;
@@ -30,6 +33,17 @@ fn rollout_inputs(lab: &Lab) -> Value {
     inputs["slower_by_ms"] = 5000.0.into();
     inputs["watch_ms"] = 500.into();
     inputs
+}
+
+/// Runs a playbook to its end; the run. One watcher waits, since asking again and again takes the time of what is waited for.
+fn run(system: &System, playbook: &str, inputs: &Value) -> Result<Value> {
+    let run = start(system, playbook, inputs)?;
+    let mut watch = Command::new(binary("muster", "muster"));
+    system.environment(&mut watch);
+    let mut watch = Process::start("watch", system.dir.path(), watch.args(["run", "watch", &run]))?;
+    wait_for("the run ends", LONG, || Ok((!watch.is_running()).then_some(())))
+        .with_context(|| tail(&watch.output()))?;
+    system.json(&["run", "get", &run])
 }
 
 /// Starts a run; its id.

@@ -7,14 +7,13 @@ use muster_integration_tests::{
 };
 use serde_json::{Value, json};
 
-use crate::{LONG, rollout_inputs, shipped, start};
+use crate::{rollout_inputs, shipped};
 
 const PLAYBOOK: &str = "revenue-engine-rollout";
 
 /// Runs it to its end, which must be a good one; the run.
 fn run(system: &System, inputs: &Value) -> Value {
-    let run = start(system, PLAYBOOK, inputs).unwrap();
-    let ended = system.wait_run(&run, &["SUCCEEDED", "FAILED", "CANCELLED", "WAITING"], LONG).unwrap();
+    let ended = crate::run(system, PLAYBOOK, inputs).unwrap();
     assert_eq!(ended["state"], "STATE_SUCCEEDED", "{ended:#}");
     ended
 }
