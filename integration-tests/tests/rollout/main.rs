@@ -24,7 +24,9 @@ fn shipped(name: &str) -> String {
     let text = fs::read_to_string(checkout().join(format!("playbooks/{name}.yaml"))).unwrap();
     let lines = text.lines().filter(|line| !(line.trim_start().starts_with("- ") && line.contains("_ms <")));
     let without = lines.collect::<Vec<_>>().join("\n");
-    without.replace(", latency_p95_ms_below: 50", "").replace(", ttfb_ms_below: 100", "")
+    let without = without.replace(", latency_p95_ms_below: 50", "").replace(", ttfb_ms_below: 100", "");
+    assert!(!without.contains("_ms_below"), "{name} has a limit of time that is not known here");
+    without
 }
 
 /// The inputs of `revenue-engine-rollout`.
@@ -44,6 +46,19 @@ fn run(system: &System, playbook: &str, inputs: &Value) -> Result<Value> {
     wait_for("the run ends", LONG, || Ok((!watch.is_running()).then_some(())))
         .with_context(|| tail(&watch.output()))?;
     system.json(&["run", "get", &run])
+}
+
+#[test]
+fn the_shipped_playbooks_have_no_findings() {
+    for entry in fs::read_dir(checkout().join("playbooks")).unwrap() {
+        let file = entry.unwrap().path();
+        if file.extension().is_none_or(|ending| ending != "yaml") {
+            continue;
+        }
+        let mut lint = Command::new(binary("muster", "muster"));
+        let said = lint.args(["playbook", "lint", "--offline", "--strict"]).arg(&file).output().unwrap();
+        assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stdout));
+    }
 }
 
 /// Starts a run; its id.
