@@ -79,12 +79,12 @@ impl Action for Wrapped {
     }
 
     async fn undo(&self, ctx: &Context, with: &Value, prepared: &Value) -> Result<Done, ActionError> {
-        self.ledger.note("undid", &self.inner.spec().name);
-        if self.forgets {
-            return Ok(Done::default());
+        if !self.forgets {
+            self.inner.undo(ctx, with, prepared).await?;
+            self.inner.undo(ctx, with, prepared).await?;
         }
-        self.inner.undo(ctx, with, prepared).await?;
-        self.inner.undo(ctx, with, prepared).await
+        self.ledger.note("undid", &self.inner.spec().name);
+        Ok(Done::default())
     }
 }
 
