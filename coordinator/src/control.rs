@@ -19,6 +19,8 @@ use muster_engine::{
 };
 use serde_json::Value;
 
+use crate::logs;
+
 /// Who asks, and how to know the same question again.
 #[derive(Clone, Debug)]
 pub struct Caller {
@@ -382,6 +384,24 @@ pub trait Control: Send + Sync + 'static {
         id: &RunId,
         after_seq: u64,
     ) -> Result<Watch<RunChange>, ControlError>;
+    /// Entries of a run's log after a position (0: from its beginning), at most `limit`; a page may have fewer and not be the
+    /// last. What was taken before the question is in it.
+    async fn run_logs(
+        &self,
+        namespace: &Namespace,
+        id: &RunId,
+        filter: &logs::Filter,
+        after: u64,
+        limit: usize,
+    ) -> Result<logs::Page, ControlError>;
+    /// Entries of a run's log after a position, live; ends when the run has ended and its last lines are there.
+    async fn watch_run_logs(
+        &self,
+        namespace: &Namespace,
+        id: &RunId,
+        filter: &logs::Filter,
+        after: u64,
+    ) -> Result<Watch<logs::Entry>, ControlError>;
     /// Everything of a run that waits.
     async fn explain_run(&self, namespace: &Namespace, id: &RunId) -> Result<Vec<Explanation>, ControlError>;
 

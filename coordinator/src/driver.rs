@@ -19,6 +19,7 @@ mod figures;
 mod history;
 mod intake;
 mod listed;
+mod logs;
 mod new_life;
 mod outage;
 mod passive;
@@ -70,6 +71,7 @@ use self::{
 use crate::{
     control::{ControlError, MilestoneView},
     journal::{AppendError, Journal, NewRecord, StreamAppend, StreamId},
+    logs::Logs,
     metrics::AGENTS_LOST,
     registry::{Leases, Registry},
     store::{Store, StoreError},
@@ -148,10 +150,12 @@ pub struct Config {
     pub intervals: Intervals,
     /// What says `now`.
     pub clock: Clock,
+    /// Where lines of attempts are kept; none: nowhere.
+    pub logs: Option<Logs>,
 }
 
 impl Config {
-    /// With the protocol's intervals, the system's clock, term 1 and no shipped actions.
+    /// With the protocol's intervals, the system's clock, term 1, no shipped actions and no logs.
     pub fn new(journal: Arc<dyn Journal>, store: Arc<Store>, bus: Arc<dyn Bus>, cluster: impl Into<String>) -> Self {
         Self {
             journal,
@@ -163,6 +167,7 @@ impl Config {
             shipped: Vec::new(),
             intervals: Intervals::default(),
             clock: Clock::default(),
+            logs: None,
         }
     }
 }
@@ -248,6 +253,7 @@ impl Coordinator {
                 entry.look_again();
             }
             if tokio::time::timeout(STOP_TRY, self.shared.tasks.wait()).await.is_ok() {
+                self.shared.logs_settled().await;
                 return;
             }
         }
@@ -299,6 +305,7 @@ pub(crate) struct Shared {
     shipped: Vec<ActionOffer>,
     intervals: Intervals,
     clock: Clock,
+    logs: Option<Logs>,
     /// Who does what nobody asked for.
     ours: Actor,
     registry: Registry,
@@ -334,6 +341,7 @@ impl Shared {
             statuses: Statuses::new(config.intervals.status_record_ms),
             intervals: config.intervals,
             clock: config.clock,
+            logs: config.logs,
             ours: OURS.into(),
             registry: Registry::new(leases),
             timers: Timers::default(),

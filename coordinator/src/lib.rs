@@ -4,6 +4,7 @@ pub mod api;
 pub mod control;
 pub mod driver;
 pub mod journal;
+pub mod logs;
 pub mod metrics;
 mod registry;
 pub mod store;

@@ -42,6 +42,12 @@ pub const AGENTS_ALIVE: &str = "muster_agents_alive";
 pub const AGENTS_LOST: &str = "muster_agents_lost_total";
 /// Syncs of the journal that appends have waited for.
 pub const JOURNAL_SYNCS: &str = "muster_journal_syncs_total";
+/// Lines of attempts' logs that were written.
+pub const LOG_LINES_KEPT: &str = "muster_log_lines_kept_total";
+/// Lines of attempts' logs that are missing, by `why`.
+pub const LOG_LINES_LOST: &str = "muster_log_lines_lost_total";
+/// Bytes of attempts' logs on disk.
+pub const LOG_BYTES: &str = "muster_log_bytes";
 
 /// Upper bounds of the buckets of every histogram in seconds: from a memory access to a slow disk.
 const SECONDS: &[f64] =
@@ -74,6 +80,9 @@ fn describe() {
     describe_gauge!(STEPS_WAITING, "Steps that wait for an agent");
     describe_gauge!(AGENTS_ALIVE, "Agents that answer");
     describe_counter!(AGENTS_LOST, "Leases of agents that have run out");
+    describe_counter!(LOG_LINES_KEPT, "Lines of attempts' logs that were written");
+    describe_counter!(LOG_LINES_LOST, "Lines of attempts' logs that are missing, by why");
+    describe_gauge!(LOG_BYTES, Unit::Bytes, "Bytes of attempts' logs on disk");
     describe_counter!(API_REQUESTS, "Calls of the API that have ended, by method and gRPC code");
     describe_histogram!(API_SECONDS, Unit::Seconds, "Time of a call of the API until its first answer, by method");
     describe_gauge!(API_IN_FLIGHT, "Calls of the API under way");

@@ -13,7 +13,8 @@ mod server;
 pub(crate) use nats::{NatsCommand, NatsConfigArgs};
 pub(crate) use playbook::{InputArgs, LintArgs, PlanArgs, PlaybookCommand, PlaybookName, PlaybookRef, SubmitArgs};
 pub(crate) use run::{
-    Answer, EventsArgs, ReasonArgs, ResolveArgs, RunCommand, RunListArgs, SignalArgs, StartArgs, StepCommand, UntilArgs,
+    Answer, EventsArgs, LogsArgs, ReasonArgs, ResolveArgs, RunCommand, RunListArgs, SignalArgs, StartArgs, StepCommand,
+    UntilArgs,
 };
 pub(crate) use server::{
     AgentCommand, AgentRunArgs, DevArgs, DoctorArgs, JournalArgs, JournalCommand, LogFormat, Role, ServeArgs,

@@ -4,11 +4,13 @@
 
 use std::{
     collections::BTreeMap,
+    num::NonZeroU32,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use config::{Config, File, FileFormat};
+use muster_coordinator::logs;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -16,6 +18,9 @@ use crate::{
     bus::Access,
     error::{CliError, Result},
 };
+
+const DAYS: NonZeroU32 = NonZeroU32::new(30).expect("30 is not 0");
+const DAY_MS: u64 = 24 * 3_600_000;
 
 /// Everything that can be set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -78,6 +83,10 @@ pub(crate) struct ServeSettings {
     pub(crate) clear_text: bool,
     /// Requests need no token.
     pub(crate) insecure: bool,
+    /// So much of the logs of runs is kept.
+    pub(crate) run_logs_mib: u32,
+    /// For so long after its last line the log of a run is kept.
+    pub(crate) run_logs_days: NonZeroU32,
     /// How log lines look.
     pub(crate) log_format: LogFormat,
     /// Which log lines.
@@ -97,6 +106,8 @@ impl Default for ServeSettings {
             tls_key: PathBuf::new(),
             clear_text: false,
             insecure: false,
+            run_logs_mib: 1_024,
+            run_logs_days: DAYS,
             log_format: LogFormat::Text,
             log: "info".to_owned(),
         }
@@ -107,6 +118,15 @@ impl ServeSettings {
     /// Where journal, store and first token live.
     pub(crate) fn data_dir(&self) -> PathBuf {
         if self.data_dir.as_os_str().is_empty() { state_dir("muster") } else { self.data_dir.clone() }
+    }
+
+    /// What is kept of the logs of runs.
+    pub(crate) fn log_limits(&self) -> logs::Limits {
+        logs::Limits {
+            total_bytes: u64::from(self.run_logs_mib) << 20,
+            max_age_ms: u64::from(self.run_logs_days.get()) * DAY_MS,
+            ..logs::Limits::default()
+        }
     }
 
     /// How NATS is reached.

@@ -138,3 +138,49 @@ fn the_token_comes_from_a_file_and_is_never_shown() {
     let seen = fake.script.lock().unwrap().authorizations.clone();
     assert_eq!(seen, [Some("Bearer mst_secret".to_owned()), Some("Bearer mst_env".to_owned())]);
 }
+
+fn logged(position: u64, text: &str) -> v1::RunLogEntry {
+    v1::RunLogEntry {
+        step: "pool".to_owned(),
+        attempt: 2,
+        line: position,
+        time: Some(prost_types::Timestamp { seconds: 1_800_000_000, nanos: 0 }),
+        text: text.to_owned(),
+        position,
+        ..v1::RunLogEntry::default()
+    }
+}
+
+#[test]
+fn logs_are_one_line_each_whatever_they_hold() {
+    let lost = |lost: v1::run_log_entry::Lost, lost_lines| v1::RunLogEntry {
+        line: 0,
+        lost_lines,
+        lost: lost.into(),
+        ..logged(7, "")
+    };
+    let log = vec![
+        logged(1, "  reloads pgbouncer"),
+        logged(2, "\u{1b}[31mred\u{7} over\rwritten"),
+        logged(3, "two\n2026-01-01T00:00:00Z  forged#1                  lines\n"),
+        lost(v1::run_log_entry::Lost::OnTheWay, 1),
+        lost(v1::run_log_entry::Lost::OverLimit, 1_200),
+        lost(v1::run_log_entry::Lost::NotWritten, 3),
+    ];
+    let script = Script { log, ..Script::default() };
+    follow(script, "logs", &[&["run", "logs", "r1"], &["run", "logs", "r1", "-o", "json"]]);
+}
+
+#[test]
+fn followed_logs_go_on_where_they_broke_and_end_with_the_run() {
+    let seen = |position, text| Ok(v1::WatchRunLogsResponse { entry: Some(logged(position, text)) });
+    let first = vec![seen(40, "one"), Err(Status::unavailable("the coordinator is ending"))];
+    let second = vec![seen(80, "two"), seen(120, "three")];
+    let third = vec![seen(40, "one"), seen(80, "two")];
+    let script = Script { log_watches: VecDeque::from([first, second, third]), ..Script::default() };
+    let command = ["run", "logs", "r1", "-f", "--step", "pool", "--attempt", "2"];
+    let fake = follow(script, "followed_logs", &[&command, &["run", "logs", "r1", "-f", "--limit", "1"]]);
+    let filter = "step = \"pool\" AND attempt = 2".to_owned();
+    let asked = [(filter.clone(), 0), (filter, 40), (String::new(), 0)];
+    assert_eq!(fake.script.lock().unwrap().logs_after, asked);
+}

@@ -48,6 +48,8 @@ pub const METHODS: &[(&str, Access)] = &[
     ("/muster.v1.RunService/SignalRun", Least(Operator)),
     ("/muster.v1.RunService/ExplainRun", Least(Viewer)),
     ("/muster.v1.RunService/ListRunEvents", Least(Viewer)),
+    ("/muster.v1.RunService/ListRunLogs", Least(Viewer)),
+    ("/muster.v1.RunService/WatchRunLogs", Least(Viewer)),
     ("/muster.v1.RunService/RetryStep", Least(Operator)),
     ("/muster.v1.RunService/ResolveStep", Least(Operator)),
     ("/muster.v1.AgentService/ListAgents", RoleOrAgent(Viewer)),

@@ -1,10 +1,14 @@
-//! `filter` of `ListRuns`: terms joined by AND; alternatives of `state` joined by OR.
+//! `filter` of `ListRuns` and of logs: terms joined by AND; alternatives of `state` joined by OR.
 
 use tonic::Status;
 
 use crate::{
-    api::error::{Reason, bad_field},
+    api::{
+        convert::names::is_token,
+        error::{Reason, bad_field},
+    },
     control::RunFilter,
+    logs,
 };
 
 const STATES: [&str; 10] = [
@@ -52,6 +56,37 @@ pub(super) fn runs(text: &str) -> Result<RunFilter, Status> {
         }
     }
     Ok(filter)
+}
+
+/// Read a filter of a run's log. Empty: everything.
+pub(super) fn logs(text: &str) -> Result<logs::Filter, Status> {
+    if text.len() > MAX_LENGTH {
+        return Err(bad_log(&format!("it is longer than {MAX_LENGTH} bytes")));
+    }
+    let mut filter = logs::Filter::default();
+    if text.trim().is_empty() {
+        return Ok(filter);
+    }
+    for term in split_words(text, "AND") {
+        let (field, value) = pair(&term).map_err(|_| bad_log(&format!("`{term}` is no comparison")))?;
+        match field.as_str() {
+            "step" if filter.step.is_none() && is_token(&value) => filter.step = Some(value.as_str().into()),
+            "attempt" if filter.attempt.is_none() && value.parse::<u32>().is_ok() => {
+                filter.attempt = value.parse().ok();
+            }
+            _ => return Err(bad_log(&format!("`{term}` can't be used, or not a second time"))),
+        }
+    }
+    Ok(filter)
+}
+
+fn bad_log(what: &str) -> Status {
+    bad_field(
+        Reason::FilterInvalid,
+        "filter",
+        format!("the filter can't be used: {what}"),
+        "such as `step = tls_certificate AND attempt = 2`",
+    )
 }
 
 /// Split at a word that stands alone, outside of parentheses around the whole.
@@ -112,6 +147,28 @@ mod tests {
         assert_eq!(f.states, ["FAILED"]);
         let f = runs("  ").unwrap();
         assert!(f.states.is_empty() && f.playbook.is_none());
+    }
+
+    #[test]
+    fn filters_of_logs_are_read_or_refused() {
+        let f = logs("step = \"pool\" AND attempt = 2").unwrap();
+        assert_eq!((f.step.unwrap().as_str(), f.attempt), ("pool", Some(2)));
+        assert_eq!(logs(" ").unwrap(), logs::Filter::default());
+        for text in [
+            "step",
+            "step = ../x",
+            "attempt = two",
+            "attempt = -1",
+            "step = a OR step = b",
+            "step = a AND step = b",
+            "attempt = 1 AND attempt = 2",
+            "line = 1",
+            "step != a",
+            "AND",
+        ] {
+            assert!(logs(text).is_err(), "{text}");
+        }
+        assert!(logs(&"x".repeat(100_000)).is_err());
     }
 
     #[test]

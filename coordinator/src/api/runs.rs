@@ -19,7 +19,7 @@ use crate::{
     api::{
         auth::caller,
         convert::{
-            event, names, run,
+            event, log, names, run,
             value::{from_duration, from_value, to_time},
         },
         door::{Deadline, Gate, shutting_down},
@@ -219,13 +219,7 @@ impl RunService for Runs {
         let request = request.get_ref();
         let (namespace, id) = names::run("parent", &request.parent)?;
         let size = names::page(request.page_size, &request.page_token)?;
-        let after = match request.page_token.as_str() {
-            "" => 0,
-            token => token.parse().map_err(|_| {
-                let hint = "give `next_page_token` back as it came";
-                bad_field(Reason::FieldInvalid, "page_token", "that is no page token", hint)
-            })?,
-        };
+        let after = number_of(&request.page_token)?;
         // One more than asked for tells whether there is another page, unless that is more than is ever given.
         let wanted = (size + 1).min(names::MAX_PAGE_SIZE);
         let found = self.control.run_events(&namespace, &id, after, wanted).await.map_err(from_control)?;
@@ -234,6 +228,35 @@ impl RunService for Runs {
         let last = events.last().filter(|_| rest).map(|last| last.sequence.to_string());
         let response = pb::ListRunEventsResponse { next_page_token: last.unwrap_or_default(), events };
         Ok(Response::new(response))
+    }
+
+    async fn list_run_logs(
+        &self,
+        request: Request<pb::ListRunLogsRequest>,
+    ) -> Result<Response<pb::ListRunLogsResponse>, Status> {
+        let request = request.get_ref();
+        let (namespace, id) = names::run("parent", &request.parent)?;
+        let size = names::page(request.page_size, &request.page_token)?;
+        let after = number_of(&request.page_token)?;
+        let filter = filter::logs(&request.filter)?;
+        let page = self.control.run_logs(&namespace, &id, &filter, after, size).await.map_err(from_control)?;
+        let next_page_token = if page.at_end { String::new() } else { page.position.to_string() };
+        let entries = page.entries.into_iter().map(log::entry).collect();
+        Ok(Response::new(pb::ListRunLogsResponse { entries, next_page_token }))
+    }
+
+    type WatchRunLogsStream = BoxStream<pb::WatchRunLogsResponse>;
+
+    async fn watch_run_logs(
+        &self,
+        request: Request<pb::WatchRunLogsRequest>,
+    ) -> Result<Response<Self::WatchRunLogsStream>, Status> {
+        let request = request.get_ref();
+        let (namespace, id) = names::run("name", &request.name)?;
+        let filter = filter::logs(&request.filter)?;
+        let watch = self.control.watch_run_logs(&namespace, &id, &filter, request.after_position).await;
+        let stream = respond(&self.gate, watch.map_err(from_control)?, log::watched)?;
+        Ok(Response::new(stream))
     }
 
     async fn retry_step(&self, request: Request<pb::RetryStepRequest>) -> Result<Response<pb::Run>, Status> {
@@ -261,6 +284,17 @@ impl RunService for Runs {
         let reason = names::reason(request.reason)?;
         self.command(&caller, (namespace, id), Command::ResolveStep { step, resolution, reason, output }).await
     }
+}
+
+/// A page token that is the number of the last item.
+fn number_of(page_token: &str) -> Result<u64, Status> {
+    if page_token.is_empty() {
+        return Ok(0);
+    }
+    page_token.parse().map_err(|_| {
+        let hint = "give `next_page_token` back as it came";
+        bad_field(Reason::FieldInvalid, "page_token", "that is no page token", hint)
+    })
 }
 
 /// The stream can't go on from where it was: the run itself says where it is.

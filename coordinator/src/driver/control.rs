@@ -31,6 +31,7 @@ use crate::{
         PlaybookSource, RunChange, RunEvent, RunFilter, RunSummary, Watch,
     },
     journal::AppendError,
+    logs,
     registry::{Forgettable, records::AgentEvent},
     store::{MilestoneRow, RunRow, StoreError},
 };
@@ -190,6 +191,32 @@ impl Control for Coordinator {
         }
         let before = history::changes(&self.shared.journal, id, after_seq, run.seq);
         Ok(if run.has_ended() { Box::pin(before) } else { Box::pin(before.chain(live)) })
+    }
+
+    async fn run_logs(
+        &self,
+        namespace: &Namespace,
+        id: &RunId,
+        filter: &logs::Filter,
+        after: u64,
+        limit: usize,
+    ) -> Result<logs::Page, ControlError> {
+        let logs = self.shared.logs_of(namespace, id, filter).await?;
+        self.shared.logs_settled().await;
+        logs.page(id, filter, after, limit.min(PAGE_AT_MOST)).await.map_err(|e| errors::log_failed(id, &e))
+    }
+
+    async fn watch_run_logs(
+        &self,
+        namespace: &Namespace,
+        id: &RunId,
+        filter: &logs::Filter,
+        after: u64,
+    ) -> Result<Watch<logs::Entry>, ControlError> {
+        let logs = self.shared.logs_of(namespace, id, filter).await?;
+        // A position that is nowhere is refused now, not in the stream.
+        let first = logs.page(id, filter, after, 1).await.map_err(|e| errors::log_failed(id, &e))?;
+        Ok(Box::pin(self.shared.follow_logs(namespace, id, logs, filter.clone(), first)))
     }
 
     async fn explain_run(&self, namespace: &Namespace, id: &RunId) -> Result<Vec<Explanation>, ControlError> {

@@ -1,7 +1,7 @@
 //! Errors of [`crate::control`], made in one place so that a code always comes with the same class and hint.
 
 use muster_engine::{
-    ids::{AgentName, Digest, RunId},
+    ids::{AgentName, Digest, RunId, StepId},
     playbook::{Finding, Level},
     run::Rejection,
 };
@@ -9,6 +9,7 @@ use muster_engine::{
 use crate::{
     control::{ControlError, ControlErrorKind},
     journal::{AppendError, ReadError},
+    logs::PageError,
     store::StoreError,
 };
 
@@ -143,6 +144,30 @@ pub(super) fn store_failed(e: &StoreError) -> ControlError {
 pub(super) fn seq_ahead(asked: u64, at: u64) -> ControlError {
     let message = format!("the run is at sequence number {at}, not yet at {asked}");
     error(ControlErrorKind::OutOfRange, "SEQ_OUT_OF_RANGE", message, "watch from 0, or from a number that was read")
+}
+
+pub(super) fn no_such_step(id: &RunId, step: &StepId) -> ControlError {
+    let hint = "the steps of a run: muster run get";
+    error(ControlErrorKind::NotFound, "STEP_NOT_FOUND", format!("run {id} has no step {step}"), hint)
+}
+
+pub(super) fn no_logs() -> ControlError {
+    let message = "this coordinator keeps no logs of runs";
+    error(ControlErrorKind::FailedPrecondition, "LOGS_NOT_KEPT", message, "start it with more than 0 for run_logs_mib")
+}
+
+pub(super) fn log_failed(id: &RunId, e: &PageError) -> ControlError {
+    let message = format!("the log of run {id}: {e}");
+    match e {
+        PageError::Position(_) => {
+            let hint = "read from the beginning, or from a position that was read";
+            error(ControlErrorKind::OutOfRange, "LOG_POSITION_OUT_OF_RANGE", message, hint)
+        }
+        PageError::Io(why) => {
+            let hint = "look at the disk, and at owner and mode of the folder logs in the data directory";
+            error(ControlErrorKind::Unavailable, "LOG_UNREADABLE", format!("{message}: {why}"), hint)
+        }
+    }
 }
 
 pub(super) fn plan_changed(is: &Digest) -> ControlError {

@@ -14,7 +14,9 @@ use jiff::Timestamp;
 use muster_bus::{
     Bus, BusError, Delivery, Subscription,
     bus::MAX_PAYLOAD,
-    message::{AttemptKey, Beat, BeatReply, Register, RegisterReply, Report, ReportReply, Status, StatusReply},
+    message::{
+        AttemptKey, Beat, BeatReply, LogLine, Register, RegisterReply, Report, ReportReply, Status, StatusReply,
+    },
     subject::{AgentSubject, Subjects, sender},
 };
 use muster_engine::{
@@ -28,11 +30,13 @@ use tracing::{debug, info, warn};
 use super::{
     Shared, convert,
     entry::{Burial, Message},
+    logs::may_log,
     projector::Ticket,
     report::reply,
 };
 use crate::{
     journal::{NewRecord, StreamAppend},
+    logs::Line,
     registry::{
         Admission, Admitted, Pulse,
         records::{AgentEvent, stream_of},
@@ -45,6 +49,7 @@ pub(super) struct Intake {
     report: Subscription,
     beat: Subscription,
     status: Subscription,
+    log: Subscription,
 }
 
 impl Intake {
@@ -55,6 +60,7 @@ impl Intake {
             report: bus.subscribe(Subjects::all(AgentSubject::Report)).await?,
             beat: bus.subscribe(Subjects::all(AgentSubject::Beat)).await?,
             status: bus.subscribe(Subjects::all(AgentSubject::Status)).await?,
+            log: bus.subscribe(Subjects::all(AgentSubject::Log)).await?,
         })
     }
 
@@ -63,6 +69,7 @@ impl Intake {
         each(shared, self.report, Shared::take_report);
         each(shared, self.beat, Shared::take_beat);
         each(shared, self.status, |shared, d| shared.take_status(d));
+        each(shared, self.log, |shared, d| shared.take_log(&d));
         each(shared, self.register, |shared, d| {
             let Ok(permit) = Arc::clone(&shared.slow_intake).try_acquire_owned() else {
                 let why = "too many agents register at once".to_owned();
@@ -220,6 +227,20 @@ impl Shared {
         }
         // A status that finds no room is lost; the next one says more.
         let _ = entry.offer(Message::Status { fence, status: Box::new(convert::status(status, now)) });
+    }
+
+    /// A line is taken of who has the attempt, or had it until a moment ago, and of nobody else.
+    fn take_log(&self, delivery: &Delivery) {
+        let Some(logs) = &self.logs else { return };
+        let Some((namespace, agent, line)) = read::<LogLine>(&self.unreadable, delivery) else { return };
+        let entry = self.runs.get(&RunId::from(line.key.run.as_str())).filter(|run| run.namespace == namespace);
+        let Some(run) = entry.and_then(|entry| entry.run()) else { return };
+        let (step, attempt) = (StepId::from(line.key.step.as_str()), line.key.attempt);
+        let fence = Fence { step, attempt, agent, instance: line.instance.as_str().into() };
+        if line.line > 0 && may_log(&run, &fence, self.clock.now()) {
+            let (at_ms, text) = (line.at_ms, line.text);
+            logs.take(Line { run: run.id.clone(), step: fence.step, attempt, number: line.line, at_ms, text });
+        }
     }
 
     async fn take_register(self: Arc<Self>, mut delivery: Delivery) {

@@ -12,9 +12,12 @@ use std::{
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, stream};
 use jiff::{SignedDuration, Timestamp};
-use muster_coordinator::control::{
-    AgentView, Caller, Control, ControlError, ControlErrorKind as Kind, Explanation, MilestoneView, Page, Planned,
-    PlaybookRevision, PlaybookSource, RunChange, RunEvent, RunFilter, RunSummary, Watch, run_state, state_reason,
+use muster_coordinator::{
+    control::{
+        AgentView, Caller, Control, ControlError, ControlErrorKind as Kind, Explanation, MilestoneView, Page, Planned,
+        PlaybookRevision, PlaybookSource, RunChange, RunEvent, RunFilter, RunSummary, Watch, run_state, state_reason,
+    },
+    logs,
 };
 use muster_engine::{
     ids::{Actor, AgentName, Digest, InstanceId, Namespace, RunId, StepId},
@@ -55,6 +58,7 @@ struct State {
     agents: BTreeMap<AgentName, AgentView>,
     forgotten_until: u64,
     quarantine: BTreeMap<RunId, Arc<str>>,
+    logs: BTreeMap<RunId, Vec<logs::Entry>>,
     flood: bool,
 }
 
@@ -420,6 +424,29 @@ impl Control for Fake {
         Ok(follow(self, id.clone(), usize::try_from(after_seq).unwrap(), events, |e: &RunChange| {
             matches!(*e.event.event, Event::RunEnded { .. })
         }))
+    }
+
+    async fn run_logs(
+        &self,
+        namespace: &Namespace,
+        id: &RunId,
+        filter: &logs::Filter,
+        after: u64,
+        limit: usize,
+    ) -> Result<logs::Page, ControlError> {
+        self.run(namespace, id).await?;
+        self.logged(id, filter, after, limit)
+    }
+
+    async fn watch_run_logs(
+        &self,
+        namespace: &Namespace,
+        id: &RunId,
+        filter: &logs::Filter,
+        after: u64,
+    ) -> Result<Watch<logs::Entry>, ControlError> {
+        let page = self.run_logs(namespace, id, filter, after, usize::MAX).await?;
+        Ok(stream::iter(page.entries.into_iter().map(Ok)).boxed())
     }
 
     async fn explain_run(&self, namespace: &Namespace, id: &RunId) -> Result<Vec<Explanation>, ControlError> {

@@ -28,6 +28,7 @@ use muster_coordinator::{
         AppendError, Appended, Head, Journal, NewRecord, Position, ReadError, Record, StreamAppend, StreamId,
         memory::MemoryJournal,
     },
+    logs::{Limits as LogLimits, Logs},
     store::Store,
 };
 use muster_engine::{
@@ -158,6 +159,7 @@ async fn try_open(
     config.after_loss = life.after_loss;
     config.clock = clock(wall_offset_ms);
     config.shipped = vec![offer("test.work")];
+    config.logs = Some(Logs::open(&dir.join("logs"), LogLimits { reserve_bytes: 0, ..LogLimits::default() }).unwrap());
     Ok((Coordinator::open(config).await?, store))
 }
 

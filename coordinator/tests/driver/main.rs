@@ -5,6 +5,7 @@ mod agents;
 mod crowd;
 mod disk;
 mod harness;
+mod logs;
 mod loss;
 mod outage;
 mod passive;

@@ -55,6 +55,8 @@ pub(crate) enum RunCommand {
     },
     /// Print the journalled events of a run.
     Events(EventsArgs),
+    /// Print what attempts of a run have written to their logs.
+    Logs(LogsArgs),
 }
 
 /// `run start`
@@ -141,6 +143,26 @@ pub(crate) struct EventsArgs {
     pub(crate) after: u64,
     #[command(flatten)]
     pub(crate) page: PageArgs,
+}
+
+/// `run logs`
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    /// The run's id.
+    #[arg(value_name = "RUN")]
+    pub(crate) run: String,
+    /// Only of this step.
+    #[arg(long, value_name = "STEP")]
+    pub(crate) step: Option<String>,
+    /// Only of attempts with this number.
+    #[arg(long, value_name = "N")]
+    pub(crate) attempt: Option<u32>,
+    /// Go on with what comes, until the run ends.
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// At most this many lines; 0: all.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub(crate) limit: usize,
 }
 
 /// Steps.

@@ -1,6 +1,6 @@
 //! What runs as a process of its own: `dev`, `serve`, `agent run`; and `journal`, which reads what `serve` wrote.
 
-use std::path::PathBuf;
+use std::{num::NonZeroU32, path::PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -68,6 +68,15 @@ pub(crate) struct ServeArgs {
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) insecure: bool,
+    /// Keep no more than this of what attempts write to their logs, in MiB; the oldest is deleted, 0 keeps nothing
+    /// [default: 1024].
+    #[arg(long, env = "MUSTER_RUN_LOGS_MIB", value_name = "MIB", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) run_logs_mib: Option<u32>,
+    /// Delete the log of a run so many days after its last line [default: 30].
+    #[arg(long, env = "MUSTER_RUN_LOGS_DAYS", value_name = "DAYS", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) run_logs_days: Option<NonZeroU32>,
     /// Go on without the records of the journal that are lost (see which: muster journal verify); every open run then waits for
     /// a person.
     #[arg(long)]

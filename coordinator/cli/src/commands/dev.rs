@@ -18,6 +18,7 @@ use muster_coordinator::{
     control::Control as _,
     driver::{Config, Coordinator},
     journal::{Journal, Position, memory::MemoryJournal},
+    logs::Limits,
     store::Store,
 };
 use muster_engine::ids::{AgentName, Namespace};
@@ -30,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     App, follow, inputs, playbook,
     run::start_one,
-    serve::{cannot_open, no_store},
+    serve::{cannot_open, no_store, open_logs},
 };
 use crate::{
     args::{DevArgs, PlaybookRef, Role},
@@ -93,6 +94,7 @@ impl Dev {
         let tokens = Tokens::load(&journal).map_err(|e| CliError::failed("TOKENS_FAILED", chain(&e)))?;
         let mut config = Config::new(journal, Arc::new(store), Arc::clone(&bus), cluster);
         config.shipped = catalogue::shipped()?;
+        config.logs = Some(open_logs(&folder.0, Limits::default())?);
         let coordinator = Coordinator::open(config).await.map_err(|e| cannot_open(&e))?;
         let api = serve(listening, &coordinator, Arc::new(tokens), shutdown.clone());
         let agent = work(bus, args, &folder.0, shutdown.clone())?;

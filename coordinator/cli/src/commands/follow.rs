@@ -57,7 +57,7 @@ pub(super) async fn wait(app: &App, client: &Client, name: &str, until: UntilArg
 }
 
 /// Of a run of which nothing was heard it is not known that it has not ended.
-async fn within<T>(
+pub(super) async fn within<T>(
     client: &Client,
     name: &str,
     heard: &Cell<bool>,
@@ -240,17 +240,17 @@ fn answer(run: &v1::Run) -> String {
 
 /// How long a lost connection is borne.
 #[derive(Default)]
-struct Patience {
+pub(super) struct Patience {
     lost_since: Option<Instant>,
 }
 
 impl Patience {
-    fn restore(&mut self) {
+    pub(super) fn restore(&mut self) {
         self.lost_since = None;
     }
 
     /// Wait a moment, or give up: at once when trying again can't help.
-    async fn spend(&mut self, app: &App, client: &Client, status: &Status) -> Result<()> {
+    pub(super) async fn spend(&mut self, app: &App, client: &Client, status: &Status) -> Result<()> {
         let may_pass = matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Aborted);
         let lost_since = *self.lost_since.get_or_insert_with(|| {
             if may_pass {

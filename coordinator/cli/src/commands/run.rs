@@ -11,6 +11,7 @@ use crate::{
     printer::{message_of, to_message},
 };
 
+mod logs;
 pub(super) mod view;
 
 pub(super) async fn run(app: &App, command: RunCommand) -> Result<Exit> {
@@ -34,6 +35,7 @@ pub(super) async fn run(app: &App, command: RunCommand) -> Result<Exit> {
         RunCommand::Cancel { reason, force } => cancel(app, reason, force).await,
         RunCommand::Explain { run } => explain(app, &run).await,
         RunCommand::Events(args) => events(app, &args).await,
+        RunCommand::Logs(args) => Box::pin(logs::run(app, &args)).await,
     }
 }
 

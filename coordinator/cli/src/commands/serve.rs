@@ -11,6 +11,7 @@ use muster_coordinator::{
         Journal,
         log::{Health, LogJournal, LogOptions, OpenError},
     },
+    logs::{Limits, Logs},
     metrics,
     store::{Opening, Store, StoreError},
 };
@@ -64,6 +65,7 @@ async fn open(settings: &ServeSettings, accept_loss: bool) -> Result<Opened> {
     let mut config = Config::new(journal, Arc::clone(&store), bus, log.cluster());
     config.after_loss = log.after_loss();
     config.shipped = catalogue::shipped()?;
+    config.logs = Some(open_logs(&data_dir, settings.log_limits())?);
     let coordinator = Coordinator::open(config).await.map_err(|e| cannot_open(&e))?;
     Ok(Opened { journal: log, store, tokens, coordinator })
 }
@@ -187,6 +189,12 @@ async fn open_store(data_dir: &Path, journal: &LogJournal) -> Result<Arc<Store>>
         warn!(why, "the store is rebuilt from the journal");
     }
     Ok(Arc::new(store))
+}
+
+/// Where lines of attempts are kept.
+pub(super) fn open_logs(data_dir: &Path, limits: Limits) -> Result<Logs> {
+    let folder = data_dir.join("logs");
+    Logs::open(&folder, limits).map_err(|e| CliError::file(&folder, "make", &e))
 }
 
 /// Sync the store; what can't be synced is rebuilt at the next start.

@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status, transport::Server};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
 type Answer<T> = Result<Response<T>, Status>;
+type Logged = Result<v1::WatchRunLogsResponse, Status>;
 type Watched = Result<v1::WatchRunResponse, Status>;
 
 /// What it says, and what it was asked.
@@ -24,6 +25,12 @@ pub(crate) struct Script {
     pub(crate) watches: VecDeque<Vec<Watched>>,
     /// Answer of `ExplainRun`.
     pub(crate) waiting: Vec<v1::Waiting>,
+    /// Answer of `ListRunLogs`.
+    pub(crate) log: Vec<v1::RunLogEntry>,
+    /// One for each `WatchRunLogs`.
+    pub(crate) log_watches: VecDeque<Vec<Logged>>,
+    /// The `filter` and `after_position` of each `WatchRunLogs`.
+    pub(crate) logs_after: Vec<(String, u64)>,
     /// The `after_sequence` of each `WatchRun`.
     pub(crate) watched_after: Vec<u64>,
     /// The `authorization` of each call.
@@ -107,6 +114,21 @@ impl runs::RunService for Services {
         let mut script = self.script(&request);
         script.watched_after.push(request.get_ref().after_sequence);
         let answers = script.watches.pop_front().ok_or_else(|| Status::internal("watched once too often"))?;
+        Ok(Response::new(tokio_stream::iter(answers)))
+    }
+
+    async fn list_run_logs(&self, request: Request<v1::ListRunLogsRequest>) -> Answer<v1::ListRunLogsResponse> {
+        let entries = self.script(&request).log.clone();
+        Ok(Response::new(v1::ListRunLogsResponse { entries, next_page_token: String::new() }))
+    }
+
+    type WatchRunLogsStream = tokio_stream::Iter<std::vec::IntoIter<Logged>>;
+
+    async fn watch_run_logs(&self, request: Request<v1::WatchRunLogsRequest>) -> Answer<Self::WatchRunLogsStream> {
+        let mut script = self.script(&request);
+        let request = request.into_inner();
+        script.logs_after.push((request.filter, request.after_position));
+        let answers = script.log_watches.pop_front().ok_or_else(|| Status::internal("watched once too often"))?;
         Ok(Response::new(tokio_stream::iter(answers)))
     }
 

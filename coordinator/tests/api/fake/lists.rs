@@ -3,10 +3,44 @@
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
-use muster_coordinator::control::{Page, Watch};
+use jiff::Timestamp;
+use muster_coordinator::{
+    control::{ControlError, ControlErrorKind as Kind, Page, Watch},
+    logs::{self, Entry, Lost},
+};
 use muster_engine::ids::RunId;
 
-use super::{Fake, State};
+use super::{Fake, State, lines::error};
+
+impl Fake {
+    /// An attempt has written a line, or so many are missing; a position is how many there are.
+    pub(crate) fn log(&self, run_id: &str, step: &str, text: &str, lost: Option<(u64, Lost)>) {
+        let mut state = self.state.lock().unwrap();
+        let entries = state.logs.entry(RunId::from(run_id)).or_default();
+        let position = entries.len() as u64 + 1;
+        let number = if lost.is_some() { 0 } else { position };
+        let (step, text, at) = (step.into(), text.to_owned(), Timestamp::UNIX_EPOCH);
+        entries.push(Entry { step, attempt: 1, number, at, text, lost, position });
+    }
+
+    pub(super) fn logged(
+        &self,
+        id: &RunId,
+        filter: &logs::Filter,
+        after: u64,
+        limit: usize,
+    ) -> Result<logs::Page, ControlError> {
+        let entries = self.state.lock().unwrap().logs.get(id).cloned().unwrap_or_default();
+        let length = entries.len() as u64;
+        if after > length {
+            return Err(error(Kind::OutOfRange, "LOG_POSITION_OUT_OF_RANGE", "no line begins there"));
+        }
+        let fits = |e: &Entry| e.position > after && filter.step.as_ref().is_none_or(|s| *s == e.step);
+        let fitting: Vec<Entry> = entries.into_iter().filter(fits).take(limit).collect();
+        let position = fitting.last().map_or(length, |e| e.position);
+        Ok(logs::Page { entries: fitting, position, at_end: position == length })
+    }
+}
 
 pub(super) fn page<T: Clone>(items: Vec<(String, T)>, size: usize, token: &str) -> Page<T> {
     let rest: Vec<_> = items.into_iter().skip_while(|(key, _)| !token.is_empty() && key.as_str() <= token).collect();
