@@ -144,7 +144,8 @@ pub async fn run(ctx: &Context, limit_ms: u64, program: &Path, args: &[String]) 
     Ok(Ended { good: output.code == 0, text })
 }
 
-/// A program that `allow` lists, ready to be started: its content has just been compared with the list. Never a shell.
+/// A program that `allow` lists, ready to be started: its content has just been compared with the list. Never a shell. What it
+/// writes is in the attempt's log.
 ///
 /// # Errors
 /// Permanent when it is not listed, or is another file than was listed.
@@ -160,13 +161,13 @@ pub async fn allowed(ctx: &Context, allow: &Allow, name: &str) -> Result<guard::
     let program = path
         .to_str()
         .ok_or_else(|| ActionError::permanent(format!("command {name:?}: its path is not UTF-8; move it")))?;
-    Ok(ctx.command(program))
+    Ok(ctx.command(program).logged(ctx.voice.clone()))
 }
 
-/// The end of what a program wrote, for a message: at most a kilobyte.
-pub fn tail(text: &str) -> &str {
+/// The end of what a program wrote, for a message: at most a kilobyte, with a mark where something is missing.
+pub fn tail(text: &str) -> String {
     let text = text.trim_end();
     let start = text.len().saturating_sub(1024);
     let start = (start..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
-    &text[start..]
+    format!("{}{}", if start > 0 { "…" } else { "" }, &text[start..])
 }

@@ -79,7 +79,7 @@ impl Action for CommandRun {
         let program = program.to_str().ok_or_else(|| {
             ActionError::permanent(format!("command {:?}: its path is not UTF-8; move it", params.command))
         })?;
-        let mut command = ctx.command(program).args(params.args).stdin(params.stdin);
+        let mut command = ctx.command(program).args(params.args).stdin(params.stdin).logged(ctx.voice.clone());
         for (name, value) in params.env {
             command = command.env(name, value);
         }

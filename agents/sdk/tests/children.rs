@@ -111,7 +111,8 @@ async fn runs_what_is_listed_and_nothing_else() {
     };
     assert!(message.contains("exit code 3: to stderr"), "{message}");
     assert_eq!((&output["exit_code"], &output["truncated"]), (&json!(3), &json!(true)));
-    assert_eq!(output["stdout"].as_str().unwrap().len(), 64 * 1024);
+    let stdout = output["stdout"].as_str().unwrap();
+    assert_eq!((stdout.len(), stdout.ends_with('…')), (64 * 1024 + '…'.len_utf8(), true));
 
     for (step, with, why) in [
         ("unlisted", json!({"command": "/bin/sh"}), "not in this agent's allow.toml"),
@@ -124,6 +125,27 @@ async fn runs_what_is_listed_and_nothing_else() {
     fs::write(folder.path().join("talker"), "#!/bin/sh\n").unwrap();
     let outcome = coordinator.carry_out(&command(&coordinator, "changed", json!({"command": "talker"}))).await;
     assert!(matches!(&outcome, Outcome::Failed { message, .. } if message.contains("sha256")), "{outcome:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_program_writes_is_in_the_log_line_by_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let (coordinator, _agent) = local(folder.path(), false).await;
+    let with = json!({"command": "talker", "args": ["a"], "stdin": format!("in\r\n\n{}\nno end", "x".repeat(100_000))});
+    coordinator.carry_out(&command(&coordinator, "ok", with)).await;
+    // Both outputs are read at once: the order is that of each alone.
+    let (errors, mut said): (Vec<String>, Vec<String>) = coordinator
+        .wait("all lines", |heard| {
+            let texts: Vec<String> = heard.lines.iter().map(|line| line.text.clone()).collect();
+            (texts.len() == 7).then_some(texts)
+        })
+        .await
+        .into_iter()
+        .partition(|line| line == "to stderr");
+    assert_eq!(errors.len(), 1);
+    let long = said.remove(4);
+    assert!(long.starts_with("xxx") && long.ends_with('…') && long.len() <= 8 * 1024, "{long}");
+    assert_eq!(said, ["args: a", "env:  ", "in", "", "no end"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

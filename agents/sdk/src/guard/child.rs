@@ -5,6 +5,7 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,12 +19,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Guard, GuardRecords, Order};
 use crate::{
-    action::ActionError,
+    action::{ActionError, Voice},
     proc::{self, Identity},
 };
 
 /// So much of each output is kept unless said otherwise, in bytes; the rest is read and dropped.
 const OUTPUT_LIMIT: usize = 64 * 1024;
+/// Of a longer line a log has the beginning, in bytes.
+const LONGEST_LINE: usize = 16 * 1024;
 /// What a program gets of the agent's environment.
 const INHERITED: [&str; 6] = ["PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ"];
 /// Output that arrives later than this after the end of all is not waited for.
@@ -61,6 +64,7 @@ impl Children {
             order: Order { program: program.into(), arguments: Vec::new(), env, folder: None, stdin_bytes: 0 },
             stdin: Vec::new(),
             limit: OUTPUT_LIMIT,
+            log: None,
         }
     }
 }
@@ -71,6 +75,7 @@ pub struct Command {
     order: Order,
     stdin: Vec<u8>,
     limit: usize,
+    log: Option<Arc<dyn Voice>>,
 }
 
 /// What a program left.
@@ -78,7 +83,7 @@ pub struct Command {
 pub struct Output {
     /// Its exit code; 128 + signal when a signal ended it; 127 when it could not be started (`stderr` says why).
     pub code: i32,
-    /// What it wrote, with what is not UTF-8 replaced.
+    /// What it wrote, with what is not UTF-8 replaced, and with a mark (`…`) at its end where more was written.
     pub stdout: String,
     /// The same.
     pub stderr: String,
@@ -129,6 +134,13 @@ impl Command {
         self
     }
 
+    /// Each line that it writes, to either output, is a line of the attempt's log as soon as it is whole.
+    #[must_use]
+    pub fn logged(mut self, voice: Arc<dyn Voice>) -> Self {
+        self.log = Some(voice);
+        self
+    }
+
     /// Start it and wait for its end. When the attempt is cancelled or its time is up, or this future is dropped, the
     /// program and all that it started are ended.
     ///
@@ -157,7 +169,8 @@ impl Command {
             if !guarded {
                 lifeline = None;
             }
-            let (mut out, mut err) = (Kept::new(self.limit), Kept::new(self.limit));
+            let new = || Kept::new(self.limit, self.log.clone());
+            let (mut out, mut err) = (new(), new());
             let status = {
                 let reads = async { tokio::join!(out.read(stdout), err.read(stderr)) };
                 tokio::pin!(reads);
@@ -174,8 +187,8 @@ impl Command {
             let status = status.map_err(|_| io::Error::other("nobody waited for it"))??;
             Ok(Output {
                 code: status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
-                stdout: String::from_utf8_lossy(&out.bytes).into_owned(),
-                stderr: String::from_utf8_lossy(&err.bytes).into_owned(),
+                stdout: out.text(),
+                stderr: err.text(),
                 truncated: out.truncated || err.truncated,
             })
         };
@@ -221,11 +234,19 @@ struct Kept {
     bytes: Vec<u8>,
     truncated: bool,
     limit: usize,
+    lines: Option<Lines>,
 }
 
 impl Kept {
-    fn new(limit: usize) -> Self {
-        Self { bytes: Vec::new(), truncated: false, limit }
+    fn new(limit: usize, log: Option<Arc<dyn Voice>>) -> Self {
+        let lines = log.map(|voice| Lines { voice, line: Vec::new(), cut: false });
+        Self { bytes: Vec::new(), truncated: false, limit, lines }
+    }
+
+    /// The mark says where it was cut: what is left of a secret there is found by it.
+    fn text(&self) -> String {
+        let text = String::from_utf8_lossy(&self.bytes);
+        if self.truncated { format!("{text}…") } else { text.into_owned() }
     }
 
     /// Until its end; an error is an end.
@@ -236,7 +257,51 @@ impl Kept {
             let room = self.limit - self.bytes.len();
             self.bytes.extend_from_slice(&buffer[..count.min(room)]);
             self.truncated |= count > room;
+            if let Some(lines) = &mut self.lines {
+                lines.take(&buffer[..count]);
+            }
         }
+        if let Some(lines) = &mut self.lines {
+            lines.end();
+        }
+    }
+}
+
+/// Lines as they become whole; of a long one the beginning.
+struct Lines {
+    voice: Arc<dyn Voice>,
+    line: Vec<u8>,
+    cut: bool,
+}
+
+impl Lines {
+    fn take(&mut self, bytes: &[u8]) {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let (text, whole) = match piece.strip_suffix(b"\n") {
+                Some(text) => (text, true),
+                None => (piece, false),
+            };
+            let room = LONGEST_LINE - self.line.len();
+            self.cut |= text.len() > room;
+            self.line.extend_from_slice(&text[..text.len().min(room)]);
+            if whole {
+                self.tell();
+            }
+        }
+    }
+
+    /// What is left without a line end.
+    fn end(&mut self) {
+        if !self.line.is_empty() {
+            self.tell();
+        }
+    }
+
+    fn tell(&mut self) {
+        let line = String::from_utf8_lossy(&self.line);
+        let mark = if std::mem::take(&mut self.cut) { "…" } else { "" };
+        self.voice.log(&format!("{}{mark}", line.trim_end_matches('\r')));
+        self.line.clear();
     }
 }
 

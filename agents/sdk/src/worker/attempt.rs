@@ -154,7 +154,7 @@ async fn until_stopped(
             tokio::time::timeout(STOP_WITHIN, &mut work).await.map_err(|_| Stopped)?
         }
     };
-    Ok(ended.unwrap_or_else(|panic| Err(panicked(live, panic.as_ref()).into())))
+    Ok(ended.unwrap_or_else(|panic| Err(panicked(shared, live, panic.as_ref()).into())))
 }
 
 async fn stop_order(live: &Live, time_limit: Duration) {
@@ -170,12 +170,13 @@ fn out_of_time(live: &Live, error: Option<&ActionError>) -> ActionError {
     })
 }
 
-fn panicked(live: &Live, panic: &(dyn Any + Send)) -> ActionError {
+fn panicked(shared: &Shared, live: &Live, panic: &(dyn Any + Send)) -> ActionError {
     let said = panic
         .downcast_ref::<&str>()
         .map(|text| (*text).to_owned())
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_default();
+    let said = shared.mouth.redactor.text(&said);
     tracing::error!(
         action = live.task.action,
         run = live.task.key.run,
@@ -189,7 +190,7 @@ fn panicked(live: &Live, panic: &(dyn Any + Send)) -> ActionError {
 /// Report `prepared` until it is recorded; on any other final answer, or when the attempt is stopped, nothing is changed.
 async fn prepare(shared: Arc<Shared>, live: Arc<Live>, undo: Value) -> Result<(), Broken> {
     let mut clean = undo.clone();
-    shared.mouth.redact_value(&mut clean);
+    shared.mouth.redactor.value(&mut clean);
     if clean != undo {
         return Err(ActionError::permanent("what undo would need holds a secret; keep its name, not its value").into());
     }
@@ -221,15 +222,21 @@ fn report_of(live: &Live, instance: &str, report: ReportBody) -> Report {
 }
 
 fn redact(shared: &Shared, outcome: &mut Outcome) {
+    let redactor = &shared.mouth.redactor;
     match outcome {
-        Outcome::Succeeded { output, .. } => shared.mouth.redact_value(output),
-        Outcome::Failed { message, output, .. } => {
-            *message = shared.mouth.redact(message);
-            if let Some(output) = output {
-                shared.mouth.redact_value(output);
+        Outcome::Succeeded { output, observations, .. } => {
+            redactor.value(output);
+            for observation in observations {
+                redactor.observation(observation);
             }
         }
-        Outcome::NotSatisfied { diff } => *diff = shared.mouth.redact(diff),
+        Outcome::Failed { message, output, .. } => {
+            *message = redactor.text(message);
+            if let Some(output) = output {
+                redactor.value(output);
+            }
+        }
+        Outcome::NotSatisfied { diff } => *diff = redactor.text(diff),
         Outcome::Cancelled { .. } => {}
     }
 }

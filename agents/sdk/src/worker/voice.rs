@@ -12,7 +12,6 @@ use std::{
 use bytes::Bytes;
 use futures_util::StreamExt;
 use muster_bus::message::{LogLine, Observation, Status, StatusReply, Task};
-use serde_json::Value;
 use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior},
@@ -20,7 +19,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Shared, WorkerError, book::Fingerprint};
-use crate::{action::Voice, catalogue::Entry, text};
+use crate::{action::Voice, catalogue::Entry, redact::Redactor, text};
 
 /// The longest line of a log and the longest sentence of a status, in bytes.
 const LINE: usize = 8 * 1024;
@@ -61,6 +60,7 @@ struct Said {
 pub(crate) struct Mouth {
     instance: String,
     secrets: BTreeMap<String, String>,
+    pub(crate) redactor: Redactor,
     logs: mpsc::Sender<LogLine>,
 }
 
@@ -140,7 +140,7 @@ impl Live {
 
 impl Voice for Live {
     fn progress(&self, message: &str, percent: Option<u8>) {
-        let message = text::head(&self.mouth.redact(message), LINE);
+        let message = text::head(&self.mouth.redactor.text(message), LINE);
         let percent = percent.map(|percent| percent.min(100));
         let mut said = self.said();
         if said.message != message || said.percent != percent {
@@ -150,7 +150,8 @@ impl Voice for Live {
         }
     }
 
-    fn observe(&self, observation: Observation) {
+    fn observe(&self, mut observation: Observation) {
+        self.mouth.redactor.observation(&mut observation);
         let mut said = self.said();
         if said.observations.len() < OBSERVATIONS {
             said.observations.push(observation);
@@ -165,7 +166,7 @@ impl Voice for Live {
             key: self.task.key.clone(),
             line: number,
             at_ms: jiff::Timestamp::now().as_millisecond(),
-            text: text::head(&self.mouth.redact(line), LINE),
+            text: text::head(&self.mouth.redactor.text(line), LINE),
         };
         // A gap in the numbers says that it was lost.
         let _ = self.mouth.logs.try_send(line);
@@ -178,41 +179,8 @@ impl Voice for Live {
 
 impl Mouth {
     pub(crate) fn new(instance: String, secrets: BTreeMap<String, String>, logs: mpsc::Sender<LogLine>) -> Self {
-        Self { instance, secrets, logs }
-    }
-
-    /// Without the values of secrets.
-    pub(crate) fn redact(&self, text: &str) -> String {
-        let mut text = text.to_owned();
-        for (name, value) in &self.secrets {
-            if !value.is_empty() && text.contains(value) {
-                text = text.replace(value, &format!("[secret {name}]"));
-            }
-        }
-        text
-    }
-
-    /// The same for every string in `value`.
-    pub(crate) fn redact_value(&self, value: &mut Value) {
-        if self.secrets.is_empty() {
-            return;
-        }
-        match value {
-            Value::String(text) => *text = self.redact(text),
-            Value::Array(values) => {
-                for value in values {
-                    self.redact_value(value);
-                }
-            }
-            Value::Object(fields) => {
-                let taken = std::mem::take(fields);
-                for (key, mut value) in taken {
-                    self.redact_value(&mut value);
-                    fields.insert(self.redact(&key), value);
-                }
-            }
-            Value::Null | Value::Bool(_) | Value::Number(_) => {}
-        }
+        let redactor = Redactor::new(&secrets);
+        Self { instance, secrets, redactor, logs }
     }
 }
 

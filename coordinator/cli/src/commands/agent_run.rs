@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc};
 
-use muster_agent::{Worker, WorkerConfig, WorkerError};
+use muster_agent::{Redactor, Worker, WorkerConfig, WorkerError};
 use muster_bus::{NatsBus, subject::is_token};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -33,6 +33,7 @@ pub(super) async fn run(app: &App) -> Result<Exit> {
     }
     let catalogue = catalogue::of_role(role, catalogue::allow(&settings.allow)?)?;
     let secrets = secrets(&settings.secrets)?;
+    Redactor::new(&secrets).tell_panics();
     let shutdown = CancellationToken::new();
     signal::cancels(&shutdown)?;
     let options = settings.access().options(Some(&config.agent))?;
