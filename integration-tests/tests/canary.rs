@@ -1,0 +1,297 @@
+//! Law 10, seen from outside: a secret's value is in the agent's own secrets file and nowhere else: in no file, no message on
+//! NATS, no answer, no figure. Two agents try to say it: one made for that, in every way an action has, and ours.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::{Arc, Mutex},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use futures_util::StreamExt as _;
+use muster_bus::testkit::NatsServer;
+use muster_integration_tests::{
+    process::{Process, wait_for},
+    system::{SOON, System, free_address, path},
+};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+/// What a secret may be made of: it needs escapes in JSON, in addresses, and in the shell.
+const VALUE: &str = "kX9\"/w+~7Qm2_pRz4!tN8c5%YbG\\3sLd6";
+/// What stands instead of it.
+const MARK: &str = "[secret canary]";
+/// Each a step that fails or succeeds in its own way.
+const WAYS: [&str; 9] = ["log", "output", "large", "child", "error", "short_error", "panic", "prepare", "status"];
+
+/// Where something was seen, and what.
+type Place = (String, Vec<u8>);
+
+/// Everything that was seen, with where.
+#[derive(Default)]
+struct Seen(Vec<Place>);
+
+impl Seen {
+    fn output(&mut self, what: &str, output: &Output) {
+        self.0.push((format!("{what}: stdout"), output.stdout.clone()));
+        self.0.push((format!("{what}: stderr"), output.stderr.clone()));
+    }
+
+    /// All files below a folder but one.
+    fn files(&mut self, folder: &Path, except: &Path) -> Result<()> {
+        for item in fs::read_dir(folder).with_context(|| format!("{}", folder.display()))? {
+            let item = item?;
+            let (path, kind) = (item.path(), item.file_type()?);
+            if kind.is_dir() {
+                self.files(&path, except)?;
+            } else if kind.is_file() && path != except {
+                let content = fs::read(&path).with_context(|| format!("{}", path.display()))?;
+                self.0.push((path.display().to_string(), content));
+            }
+        }
+        Ok(())
+    }
+
+    fn holding(&self, needle: &[u8]) -> Vec<&str> {
+        self.0.iter().filter(|(_, bytes)| holds(bytes, needle)).map(|(place, _)| place.as_str()).collect()
+    }
+}
+
+fn holds(bytes: &[u8], needle: &[u8]) -> bool {
+    memchr::memmem::find(bytes, needle).is_some()
+}
+
+/// The forms that are searched for, made with nothing of the agent's code.
+fn needles() -> Vec<(&'static str, Vec<u8>)> {
+    let json = Value::from(VALUE).to_string();
+    let json = json.trim_matches('"').to_owned();
+    let nested = Value::from(json.as_str()).to_string();
+    let percent = |hex: fn(u8) -> String| -> String {
+        VALUE
+            .bytes()
+            .map(|b| if b.is_ascii_alphanumeric() || b"-._~".contains(&b) { char::from(b).to_string() } else { hex(b) })
+            .collect()
+    };
+    let mut needles = vec![
+        ("plain", VALUE.as_bytes().to_vec()),
+        ("its beginning", VALUE.as_bytes()[..12].to_vec()),
+        ("its end", VALUE.as_bytes()[VALUE.len() - 12..].to_vec()),
+        ("JSON", json.into_bytes()),
+        ("JSON in JSON", nested.trim_matches('"').as_bytes().to_vec()),
+        ("percent", percent(|b| format!("%{b:02X}")).into_bytes()),
+        ("percent, lower case", percent(|b| format!("%{b:02x}")).into_bytes()),
+        ("hex", VALUE.bytes().fold(String::new(), |hex, b| format!("{hex}{b:02x}")).into_bytes()),
+    ];
+    for (name, alphabet) in [("base64", *b"+/"), ("base64 of addresses", *b"-_")] {
+        needles.extend((0..3).map(|offset| (name, base64(offset, alphabet))));
+    }
+    needles
+}
+
+/// What of the value stands in base64 behind `offset` other bytes, whatever is around it.
+fn base64(offset: usize, last: [u8; 2]) -> Vec<u8> {
+    let letters: Vec<u8> = (b'A'..=b'Z').chain(b'a'..=b'z').chain(b'0'..=b'9').chain(last).collect();
+    let bits: Vec<u8> = std::iter::repeat_n(0, offset)
+        .chain(VALUE.bytes())
+        .flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1))
+        .collect();
+    let whole = bits.chunks_exact(6).map(|six| letters[six.iter().fold(0, |n, bit| n * 2 + usize::from(*bit))]);
+    whole.skip((offset * 8).div_ceil(6)).collect()
+}
+
+/// Records every message on a server.
+struct Listener {
+    heard: Arc<Mutex<Vec<Place>>>,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Listener {
+    fn start(url: &str) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let heard: Arc<Mutex<Vec<Place>>> = Arc::default();
+        let client = runtime.block_on(async_nats::connect(url))?;
+        let mut all = runtime.block_on(client.subscribe(">"))?;
+        runtime.block_on(client.flush())?;
+        let into = Arc::clone(&heard);
+        runtime.spawn(async move {
+            // Lives as long as it listens.
+            let _client = client;
+            while let Some(message) = all.next().await {
+                let mut bytes = message.payload.to_vec();
+                bytes.extend_from_slice(format!("{:?} {:?}", message.headers, message.reply).as_bytes());
+                if let Ok(mut heard) = into.lock() {
+                    heard.push((format!("NATS {}", message.subject), bytes));
+                }
+            }
+        });
+        Ok(Self { heard, runtime })
+    }
+
+    fn end(self) -> Vec<Place> {
+        self.runtime.shutdown_background();
+        self.heard.lock().map(|mut heard| std::mem::take(&mut *heard)).unwrap_or_default()
+    }
+}
+
+struct House {
+    system: System,
+    metrics: String,
+    secret: PathBuf,
+    seen: Seen,
+}
+
+impl House {
+    fn start(nats: NatsServer) -> Result<Self> {
+        let (dir, metrics, url) = (tempfile::tempdir()?, free_address()?, nats.url());
+        let secrets = dir.path().join("secrets");
+        fs::create_dir(&secrets)?;
+        let secret = secrets.join("canary");
+        fs::write(&secret, VALUE)?;
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o600))?;
+        let serve = ["--metrics-listen", metrics.as_str(), "--log", "debug"];
+        let system = System::start_on(dir, nats, &url, &serve)?;
+        Ok(Self { system, metrics, secret, seen: Seen::default() })
+    }
+
+    /// The one that is made to leak, and ours with a program that prints the file.
+    fn start_agents(&mut self) -> Result<()> {
+        let folder = self.secret.parent().context("a folder")?.to_owned();
+        let dir = self.system.dir.path().to_owned();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_canary-agent"));
+        command.args([&self.system.nats.url(), path(&folder)?]).arg(dir.join("canary-1"));
+        let process = Process::start("canary-1", &dir, &mut command)?;
+        self.system.agents.insert("canary-1".to_owned(), process);
+        self.system.wait_agent("canary-1", "READY")?;
+        let cat = ["/usr/bin/cat", "/bin/cat"].into_iter().find(|p| Path::new(p).is_file()).context("no cat here")?;
+        let cat = fs::canonicalize(cat)?;
+        let sha256 = Sha256::digest(fs::read(&cat)?).iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+        let allow = dir.join("allow.toml");
+        fs::write(&allow, format!("[commands.cat]\npath = \"{}\"\nsha256 = \"{sha256}\"\n", cat.display()))?;
+        let more = ["--secrets", path(&folder)?, "--allow", path(&allow)?, "--log", "trace"];
+        self.system.start_agent("infra-1", "infra", &more)
+    }
+
+    fn submit(&self) -> Result<String> {
+        let mut yaml = String::from(
+            "apiVersion: muster.dev/v1\nkind: Playbook\nmetadata: {name: canary, owner: ops}\nspec:\n  secrets: [canary]\n  phases:\n    - id: all\n      steps:\n",
+        );
+        let until = self.system.dir.path().join("seen");
+        for way in WAYS {
+            let agent = "agent: {role: canary}, action: canary.leak, onFailure: continue, critical: false";
+            writeln!(yaml, "        - {{id: {way}, {agent}, with: {{way: {way}, until: \"{}\"}}}}", until.display())?;
+        }
+        let read = format!("with: {{command: cat, args: [\"{}\"]}}", self.secret.display());
+        let agent =
+            "agent: {role: infra}, action: command.run, onFailure: continue, critical: false, undo: irreversible";
+        writeln!(yaml, "        - {{id: ours, {agent}, {read}}}")?;
+        self.system.submit(&yaml)
+    }
+
+    /// Everything that can be asked of a run.
+    fn ask(&mut self, run: &str, when: &str) -> Result<()> {
+        let questions: [&[&str]; 8] = [
+            &["run", "get", run],
+            &["run", "events", run, "--limit", "0"],
+            &["run", "explain", run],
+            &["run", "logs", run],
+            &["run", "list"],
+            &["agent", "list"],
+            &["milestone", "list"],
+            &["playbook", "get", "canary"],
+        ];
+        for question in questions {
+            for format in ["table", "json", "yaml"] {
+                let output = self.system.cli(&[question, &["-o", format]].concat())?;
+                ensure!(output.status.success(), "{question:?}: {}", String::from_utf8_lossy(&output.stderr));
+                self.seen.output(&format!("{when}: {question:?} {format}"), &output);
+            }
+        }
+        let mut stream = TcpStream::connect(&self.metrics)?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+        let mut figures = Vec::new();
+        stream.read_to_end(&mut figures)?;
+        ensure!(holds(&figures, b"muster_log_lines_kept_total"), "logs are counted");
+        self.seen.0.push((format!("{when}: metrics"), figures));
+        Ok(())
+    }
+}
+
+fn text_of(seen: &Seen, place: &str) -> Result<String> {
+    let found = seen.0.iter().find(|(at, _)| at.contains(place)).with_context(|| format!("{place} was not seen"))?;
+    Ok(String::from_utf8_lossy(&found.1).into_owned())
+}
+
+#[test]
+fn a_secret_is_in_its_file_and_nowhere_else() -> Result<()> {
+    let nats = NatsServer::start().context("nats-server does not start: apt-get install nats-server")?;
+    let listener = Listener::start(&nats.url())?;
+    let mut house = House::start(nats)?;
+    house.start_agents()?;
+    let playbook = house.submit()?;
+    let run = house.system.start_run(&playbook)?;
+    let follow = {
+        let mut command = Command::new(muster_integration_tests::process::binary("muster", "muster"));
+        house.system.environment(&mut command);
+        Process::start("follow", house.system.dir.path(), command.args(["run", "logs", &run, "-f"]))?
+    };
+    wait_for("the status has come", SOON, || {
+        let seen = house.system.json(&["run", "get", &run])?;
+        Ok(seen.to_string().contains("logged in with").then_some(()))
+    })?;
+    house.ask(&run, "at work")?;
+    fs::write(house.system.dir.path().join("seen"), "")?;
+    house.system.wait_run(&run, &["SUCCEEDED", "FAILED"], SOON)?;
+    let mut follow = follow;
+    wait_for("whoever follows the log is done", SOON, || Ok((!follow.is_running()).then_some(())))?;
+    house.ask(&run, "at the end")?;
+    let System { dir, mut coordinator, mut agents, .. } = house.system;
+    for process in agents.values_mut().chain(coordinator.as_mut()) {
+        process.terminate(SOON)?;
+    }
+    let mut seen = house.seen;
+    let messages = listener.end();
+    for kind in ["log.canary-1", "status.canary-1", ".report."] {
+        ensure!(
+            messages.iter().any(|(at, bytes)| at.contains(kind) && holds(bytes, MARK.as_bytes())),
+            "no {kind} tried"
+        );
+    }
+    seen.0.extend(messages);
+    seen.files(dir.path(), &house.secret)?;
+    was_said(&seen, &run)?;
+    for (form, needle) in needles() {
+        let places = seen.holding(&needle);
+        ensure!(places.is_empty(), "{form}: the secret is in {places:#?}");
+    }
+    ensure!(holds(&fs::read(&house.secret)?, VALUE.as_bytes()), "only in its own file");
+    Ok(())
+}
+
+/// A search that finds nothing proves nothing unless it was really said: where it was, its mark stands.
+fn was_said(seen: &Seen, run: &str) -> Result<()> {
+    let get = text_of(seen, &format!("at the end: [\"run\", \"get\", \"{run}\"] json"))?;
+    let get: Value = serde_json::from_str(&get)?;
+    let steps = get["steps"].as_array().context("steps")?;
+    for way in WAYS.into_iter().chain(["ours"]) {
+        let step = steps.iter().find(|step| step["id"] == way).with_context(|| format!("no step {way}"))?;
+        let expected = if matches!(way, "log" | "prepare" | "status") { "" } else { MARK };
+        ensure!(step.to_string().contains(expected), "{way} did not say it: {step}");
+    }
+    let at_work = text_of(seen, &format!("at work: [\"run\", \"get\", \"{run}\"] json"))?;
+    ensure!(at_work.contains(&format!("logged in with {MARK}")), "{at_work}");
+    for place in [format!("[\"run\", \"logs\", \"{run}\"] table"), "follow.log".to_owned(), format!("{run}.jsonl")] {
+        let log = text_of(seen, &place)?;
+        for line in ["check: ", "plain: ", "JSON: ", "debug: ", "the first of two lines ", "the second of two lines"] {
+            let line =
+                log.lines().find(|l| l.contains(line)).with_context(|| format!("{place} has no {line:?}:\n{log}"))?;
+            ensure!(line.contains(MARK), "{place}: {line}");
+        }
+    }
+    ensure!(text_of(seen, "canary-1.log")?.contains(&format!("can't work with {MARK}")), "the panic is told");
+    Ok(())
+}
