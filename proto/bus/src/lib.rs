@@ -1,5 +1,6 @@
 //! What coordinator and agents say to each other ([`message`]), where they say it ([`subject`]), and what carries it
-//! ([`bus::Bus`]): [`local::LocalBus`] inside one process, [`nats::NatsBus`] between processes.
+//! ([`bus::Bus`]): [`local::LocalBus`] inside one process, [`nats::NatsBus`] between processes. What outsiders may read of it is an
+//! [`event::CloudEvent`].
 //!
 //! Payloads are JSON, `snake_case`, ids as strings. Unknown fields are ignored, so that fields may be added; another major
 //! version is refused. A golden file per message freezes each shape.
@@ -7,6 +8,8 @@
 pub mod bus;
 #[cfg(feature = "testkit")]
 pub mod conformance;
+pub mod event;
+pub mod jetstream;
 pub mod local;
 pub mod message;
 pub mod nats;
@@ -17,5 +20,6 @@ pub mod testkit;
 mod wire;
 
 pub use bus::{Bus, BusError, Delivery, Subscription};
+pub use event::EventSink;
 pub use local::LocalBus;
 pub use nats::{NatsBus, NatsOptions};

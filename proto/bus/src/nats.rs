@@ -1,4 +1,4 @@
-//! The bus over a NATS server: core NATS alone, nothing newer than nats-server 2.9.
+//! The bus over a NATS server: core NATS alone (events for outsiders aside), nothing newer than nats-server 2.9.
 //!
 //! A lost connection is made again for ever. Meanwhile nothing new is queued: requests and publications fail at once with
 //! [`BusError::Disconnected`], and their senders ask again later. What was handed over just before the loss may still be
@@ -23,6 +23,7 @@ use tokio::sync::Notify;
 
 use crate::{
     bus::{Bus, BusError, Delivery, MAX_PAYLOAD, ReplyTo, SUBSCRIPTION_CAPACITY, Subscription},
+    jetstream::JetStreamEvents,
     permission, subject,
 };
 
@@ -233,6 +234,11 @@ impl NatsBus {
             Ok(_) | Err(BusError::NoResponders(_)) => Ok(begun.elapsed()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Where events for outsiders go, on the same connection; a stream that is made for them keeps them for so long.
+    pub fn events(&self, keep: Duration) -> JetStreamEvents {
+        JetStreamEvents::new(self.link.client.clone(), keep)
     }
 
     /// The server's version, for people.

@@ -1,7 +1,10 @@
 //! Who may say what on a NATS server that knows its clients by their keys. NATS gives no sender, so subjects do: what an agent
 //! may publish ends in its name, and what it may hear is its own.
 
-use crate::subject::{AgentSubject, CHECK, INBOX, Subjects, agent_inbox};
+use crate::{
+    event::{EVENT_SUBJECTS, EVENTS},
+    subject::{AgentSubject, CHECK, INBOX, Subjects, agent_inbox},
+};
 
 /// The subjects of one key. Besides them it may answer each message it gets, once, for as long as [`ANSWER_WITHIN_S`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,13 +38,21 @@ impl Permissions {
         }
     }
 
-    /// Of the coordinator, for all namespaces: the mirror image.
+    /// Of the coordinator, for all namespaces: the mirror image. Of JetStream it may make the stream of events and look at it; it
+    /// can delete, purge and read nothing there.
     pub fn of_coordinator() -> Self {
         let heard =
             [AgentSubject::Register, AgentSubject::Report, AgentSubject::Beat, AgentSubject::Status, AgentSubject::Log];
         let heard = heard.into_iter().map(|kind| Subjects::all(kind).to_owned());
         Self {
-            publish: vec!["muster.v1.*.task.*.*".to_owned(), CHECK.to_owned(), probe(INBOX)],
+            publish: vec![
+                "muster.v1.*.task.*.*".to_owned(),
+                CHECK.to_owned(),
+                probe(INBOX),
+                EVENT_SUBJECTS.to_owned(),
+                format!("$JS.API.STREAM.INFO.{EVENTS}"),
+                format!("$JS.API.STREAM.CREATE.{EVENTS}"),
+            ],
             subscribe: heard.chain([format!("{INBOX}.>")]).collect(),
         }
     }
@@ -81,6 +92,20 @@ mod tests {
         let task = subjects.task("infra-1", "i-1");
         assert!(allows(&coordinator.publish, &task) && allows(&agent.subscribe, &task));
         assert!(!allows(&Permissions::of_agent("blue", "infra-2").subscribe, &task));
+    }
+
+    #[test]
+    fn events_come_from_the_coordinator_alone_and_it_can_not_take_them_back() {
+        let (agent, coordinator) = (Permissions::of_agent("blue", "infra-1"), Permissions::of_coordinator());
+        let event = Subjects::new("blue").event("run_started");
+        assert!(allows(&coordinator.publish, &event) && !allows(&agent.publish, &event));
+        assert!(!allows(&agent.subscribe, &event));
+        for may in ["INFO.MUSTER_EVENTS", "CREATE.MUSTER_EVENTS"] {
+            assert!(allows(&coordinator.publish, &format!("$JS.API.STREAM.{may}")), "{may}");
+        }
+        for never in ["DELETE.MUSTER_EVENTS", "PURGE.MUSTER_EVENTS", "UPDATE.MUSTER_EVENTS", "CREATE.OTHER", "NAMES"] {
+            assert!(!allows(&coordinator.publish, &format!("$JS.API.STREAM.{never}")), "{never}");
+        }
     }
 
     #[test]

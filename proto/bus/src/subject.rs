@@ -113,6 +113,11 @@ impl Subjects {
         self.join(format_args!("log.{agent}"))
     }
 
+    /// Put into the stream [`crate::event::EVENTS`]: [`crate::event::CloudEvent`].
+    pub fn event(&self, kind: &str) -> String {
+        self.join(format_args!("event.{kind}"))
+    }
+
     /// What a coordinator subscribes to: everything that agents send in every namespace, by kind.
     pub fn all(kind: AgentSubject) -> &'static str {
         match kind {

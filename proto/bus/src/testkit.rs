@@ -1,4 +1,6 @@
-//! For tests: a real nats-server, and a bus that loses, delays and repeats.
+//! For tests: a real nats-server, a bus that loses, delays and repeats, and a stream of events in memory.
+
+mod events;
 
 use std::{
     fs,
@@ -17,6 +19,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use self::events::MemoryEvents;
 use crate::bus::{Bus, BusError, Subscription};
 
 /// How long a server may take to start.
