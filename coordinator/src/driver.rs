@@ -70,6 +70,7 @@ use self::{
 };
 use crate::{
     control::{ControlError, MilestoneView},
+    events::{self, Events},
     journal::{AppendError, Journal, NewRecord, StreamAppend, StreamId},
     logs::Logs,
     metrics::AGENTS_LOST,
@@ -152,10 +153,12 @@ pub struct Config {
     pub clock: Clock,
     /// Where lines of attempts are kept; none: nowhere.
     pub logs: Option<Logs>,
+    /// Where events for outsiders go; none: nowhere.
+    pub events: Option<Events>,
 }
 
 impl Config {
-    /// With the protocol's intervals, the system's clock, term 1, no shipped actions and no logs.
+    /// With the protocol's intervals, the system's clock, term 1, no shipped actions, no logs and no events.
     pub fn new(journal: Arc<dyn Journal>, store: Arc<Store>, bus: Arc<dyn Bus>, cluster: impl Into<String>) -> Self {
         Self {
             journal,
@@ -168,6 +171,7 @@ impl Config {
             intervals: Intervals::default(),
             clock: Clock::default(),
             logs: None,
+            events: None,
         }
     }
 }
@@ -200,7 +204,7 @@ impl Coordinator {
     ///
     /// # Errors
     /// See [`OpenError`]. Damaged records are no error: the runs they belong to are put in quarantine.
-    pub async fn open(config: Config) -> Result<Self, OpenError> {
+    pub async fn open(mut config: Config) -> Result<Self, OpenError> {
         if another_answers(&*config.bus).await {
             return Err(OpenError::AnotherAnswers);
         }
@@ -215,6 +219,7 @@ impl Coordinator {
             }
         }
         let intake = Intake::open(&*config.bus).await?;
+        let events = config.events.take();
         let shared = Arc::new(Shared::new(config));
         let now = shared.clock.now();
         for ((namespace, name), record) in recovered.agents {
@@ -239,6 +244,9 @@ impl Coordinator {
         }
         intake.serve(&shared);
         shared.serve();
+        if let Some(events) = events {
+            shared.tasks.spawn(events::follow(events, shared.source_of_events()));
+        }
         Ok(Self { shared })
     }
 
@@ -373,6 +381,18 @@ impl Shared {
         self.tasks.spawn(async move { shared.projector.run(&shared).await });
         let shared = Arc::clone(self);
         self.tasks.spawn(async move { shared.sweep().await });
+    }
+
+    fn source_of_events(self: &Arc<Self>) -> events::Source {
+        let shared = Arc::clone(self);
+        events::Source {
+            journal: Arc::clone(&self.journal),
+            store: Arc::clone(&self.store),
+            clock: self.clock.clone(),
+            cluster: self.cluster.clone(),
+            namespace_of: Box::new(move |run| shared.runs.get(run).map(|entry| entry.namespace.clone())),
+            stop: self.stop.clone(),
+        }
     }
 
     /// Watch leases and the clock until the coordinator stops.

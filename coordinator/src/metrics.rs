@@ -40,6 +40,12 @@ pub const STEPS_WAITING: &str = "muster_steps_waiting";
 pub const AGENTS_ALIVE: &str = "muster_agents_alive";
 /// Leases of agents that have run out.
 pub const AGENTS_LOST: &str = "muster_agents_lost_total";
+/// Events put into the stream for outsiders, by `kind`.
+pub const EVENTS_PUBLISHED: &str = "muster_events_published_total";
+/// Events that were left out, since they can't be told or are refused.
+pub const EVENTS_SKIPPED: &str = "muster_events_skipped_total";
+/// Batches of the journal whose events are not published yet.
+pub const EVENTS_BEHIND: &str = "muster_events_behind";
 /// Syncs of the journal that appends have waited for.
 pub const JOURNAL_SYNCS: &str = "muster_journal_syncs_total";
 /// Lines of attempts' logs that were written.
@@ -67,6 +73,9 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
 
 fn describe() {
     describe_counter!(JOURNAL_SYNCS, "Syncs of the journal that appends have waited for");
+    describe_counter!(EVENTS_PUBLISHED, "Events published for outsiders, by kind");
+    describe_counter!(EVENTS_SKIPPED, "Events left out, since they can't be told or are refused");
+    describe_gauge!(EVENTS_BEHIND, "Batches of the journal whose events are not published yet");
     describe_counter!(RUNS_STARTED, "Runs started");
     describe_counter!(RUNS_ENDED, "Runs ended, by outcome");
     describe_counter!(ATTEMPTS_ASSIGNED, "Attempts assigned to agents, by purpose");

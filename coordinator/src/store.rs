@@ -28,7 +28,7 @@ use jiff::Timestamp;
 use muster_engine::ids::{Digest, Namespace, RunId};
 use sled::{Db, Tree};
 
-pub use self::row::{AgentRow, MilestoneRow, PlaybookRow, RequestRow, RunRow, Snapshot, StoreWrite};
+pub use self::row::{AgentRow, EventsRow, MilestoneRow, PlaybookRow, RequestRow, RunRow, Snapshot, StoreWrite};
 use self::{
     entry::{Meta, Staged},
     place::Mark,
@@ -316,6 +316,11 @@ impl Store {
         self.get(&key::request(id))
     }
 
+    /// How far the events for outsiders are published; none: nobody knows.
+    pub fn events(&self) -> Result<Option<EventsRow>, StoreError> {
+        self.get(key::EVENTS)
+    }
+
     fn get<T: serde::de::DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, StoreError> {
         self.with(|tree| entry::get(tree, key))
     }
@@ -407,5 +412,6 @@ fn stage(staged: &mut Staged<'_>, write: StoreWrite) -> Result<(), StoreError> {
             Ok(())
         }
         StoreWrite::Agent(row) => staged.put_json(key::agent(&row.namespace, &row.name), &row),
+        StoreWrite::Events(row) => staged.put_json(key::EVENTS.to_vec(), &row),
     }
 }

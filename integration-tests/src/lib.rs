@@ -1,6 +1,7 @@
 //! Proves the parts together: the lab (real servers on loopback), a sample service, probes that use nothing of the agents'
 //! code, and the whole system as processes.
 
+pub mod events;
 pub mod lab;
 pub mod probe;
 pub mod process;

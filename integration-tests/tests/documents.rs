@@ -112,6 +112,16 @@ fn the_page_about_nats_can_be_followed() -> Result<()> {
     Ok(())
 }
 
+/// A stock client reads what is told of a run.
+#[test]
+fn the_page_on_events_can_be_followed() -> Result<()> {
+    let output = run("docs/events.md", &commands("docs/events.md")?)?;
+    for kind in ["agent_registered", "run_started", "phase_ended", "milestone_reached", "run_ended"] {
+        ensure!(output.contains(&format!(" dev.muster.v1.{kind} namespaces/default/")), "{kind}:\n{}", tail(&output));
+    }
+    Ok(())
+}
+
 /// The journal of the README's walk, read as the page says once the coordinator has stopped.
 #[test]
 fn the_journal_is_read_as_its_page_says() -> Result<()> {

@@ -75,6 +75,10 @@ pub(crate) struct ServeSettings {
     pub(crate) nats_nkey: PathBuf,
     /// Certificate authority of the certificate of NATS (PEM); empty: the system's.
     pub(crate) nats_ca: PathBuf,
+    /// No events for outsiders.
+    pub(crate) no_events: bool,
+    /// How long events are kept.
+    pub(crate) events_keep: String,
     /// Certificate chain of the API; empty: no TLS.
     pub(crate) tls_cert: PathBuf,
     /// Its private key.
@@ -102,6 +106,8 @@ impl Default for ServeSettings {
             nats: "nats://127.0.0.1:4222".to_owned(),
             nats_nkey: PathBuf::new(),
             nats_ca: PathBuf::new(),
+            no_events: false,
+            events_keep: "720h".to_owned(),
             tls_cert: PathBuf::new(),
             tls_key: PathBuf::new(),
             clear_text: false,

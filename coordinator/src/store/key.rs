@@ -90,6 +90,9 @@ pub(super) fn request(id: &str) -> Vec<u8> {
     join(b'q', &[id])
 }
 
+/// How far the events for outsiders are published.
+pub(super) const EVENTS: &[u8] = b"e";
+
 /// All agents.
 pub(super) const AGENTS: &[u8] = b"a";
 

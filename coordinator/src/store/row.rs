@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use muster_bus::event::StreamMark;
 use muster_engine::{
     ids::{Actor, AgentName, Digest, Namespace, PhaseId, RunId},
     run::state::MilestoneState,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
+
+use crate::journal::Position;
 
 /// A run, for lists and for recovery.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,6 +122,15 @@ pub struct AgentRow {
     pub detail: Value,
 }
 
+/// How far the events for outsiders are published.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventsRow {
+    /// All up to here.
+    pub position: Position,
+    /// In which stream.
+    pub stream: StreamMark,
+}
+
 /// A change of the store. Each replaces what was there under the same key, so that applying it twice is applying it once.
 #[derive(Clone, Debug)]
 pub enum StoreWrite {
@@ -143,4 +155,6 @@ pub enum StoreWrite {
     DropRequest(String),
     /// By namespace and name.
     Agent(AgentRow),
+    /// There is one.
+    Events(EventsRow),
 }

@@ -2,5 +2,6 @@
 //! agent that does not keep to its role; and TLS.
 
 mod auth;
+mod events;
 mod keys;
 mod tls;

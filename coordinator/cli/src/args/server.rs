@@ -52,6 +52,9 @@ pub(crate) struct ServeArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub(crate) bus: BusArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) events: EventsArgs,
     /// Certificate chain of the API (PEM); with --tls-key.
     #[arg(long, env = "MUSTER_TLS_CERT", value_name = "FILE", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -85,6 +88,19 @@ pub(crate) struct ServeArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub(crate) log: LogArgs,
+}
+
+/// What outsiders are told.
+#[derive(Debug, Default, Args, Serialize)]
+pub(crate) struct EventsArgs {
+    /// Publish no events for outsiders; without it they are put into the stream MUSTER_EVENTS, where NATS has JetStream.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) no_events: bool,
+    /// How long events are kept; older ones are not published again [default: 720h].
+    #[arg(long, env = "MUSTER_EVENTS_KEEP", value_name = "DURATION", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) events_keep: Option<String>,
 }
 
 /// `doctor`

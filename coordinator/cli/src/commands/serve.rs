@@ -3,10 +3,11 @@
 use std::{net::SocketAddr, os::unix::fs::DirBuilderExt as _, path::Path, sync::Arc};
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use muster_bus::{Bus, NatsBus};
+use muster_bus::NatsBus;
 use muster_coordinator::{
     api::{self, Listening, ServerConfig, TlsFiles, token::Tokens},
     driver::{self, Config, Coordinator},
+    events::Events,
     journal::{
         Journal,
         log::{Health, LogJournal, LogOptions, OpenError},
@@ -22,7 +23,7 @@ use super::App;
 use crate::{
     bus::not_connected,
     catalogue,
-    config::ServeSettings,
+    config::{ServeSettings, duration},
     error::{CliError, Exit, Result, chain},
     signal, telemetry,
 };
@@ -58,14 +59,17 @@ struct Opened {
 async fn open(settings: &ServeSettings, accept_loss: bool) -> Result<Opened> {
     let data_dir = settings.data_dir();
     let log = open_journal(&data_dir, accept_loss).await?;
-    let bus: Arc<dyn Bus> = Arc::new(connect(settings).await?);
+    let keep = duration(&settings.events_keep).map_err(|e| e.at("events_keep"))?;
+    let bus = connect(settings).await?;
+    let events = (!settings.no_events).then(|| Events { sink: Arc::new(bus.events(keep)), keep });
     let store = open_store(&data_dir, &log).await?;
     let journal: Arc<dyn Journal> = Arc::clone(&log) as _;
     let tokens = load_tokens(&data_dir, Arc::clone(&journal)).await?;
-    let mut config = Config::new(journal, Arc::clone(&store), bus, log.cluster());
+    let mut config = Config::new(journal, Arc::clone(&store), Arc::new(bus), log.cluster());
     config.after_loss = log.after_loss();
     config.shipped = catalogue::shipped()?;
     config.logs = Some(open_logs(&data_dir, settings.log_limits())?);
+    config.events = events;
     let coordinator = Coordinator::open(config).await.map_err(|e| cannot_open(&e))?;
     Ok(Opened { journal: log, store, tokens, coordinator })
 }
