@@ -134,9 +134,12 @@ impl Registry {
     pub(crate) fn restore(&self, namespace: Namespace, name: AgentName, record: AgentRecord, now: Timestamp) {
         let mut state = self.lock();
         let offer = offer_of(&namespace, &name, &record.profile);
-        let (lease, availability) =
-            if record.forgotten { (Lease::Lost, Availability::Replaced) } else { (Lease::Away, Availability::Away) };
-        state.table.set(&record.profile.instance.clone(), offer, availability);
+        let lease = if record.forgotten {
+            Lease::Lost
+        } else {
+            state.table.set(&record.profile.instance.clone(), offer, Availability::Away);
+            Lease::Away
+        };
         let agent = Agent { record, lease, last_beat_at: now, lease_from: now, leaving: false, holds: HashSet::new() };
         state.agents.insert((namespace, name), agent);
         state.generation += 1;
@@ -296,7 +299,8 @@ impl Registry {
     /// Which process an agent is to be drained of, and the sequence number to journal that at; none: no such agent.
     pub(crate) fn drain_at(&self, namespace: &Namespace, name: &AgentName) -> Option<(u64, InstanceId, bool)> {
         let state = self.lock();
-        let record = &state.agents.get(&(namespace.clone(), name.clone()))?.record;
+        let agent = state.agents.get(&(namespace.clone(), name.clone()));
+        let record = &agent.filter(|agent| !agent.record.forgotten)?.record;
         Some((record.seq, record.profile.instance.clone(), record.draining))
     }
 

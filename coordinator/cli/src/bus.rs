@@ -32,7 +32,7 @@ impl Access<'_> {
         let servers = self.servers.split(',').map(str::trim).filter(|s| !s.is_empty());
         let mut options = match agent {
             Some(agent) => NatsOptions::for_agent(servers, agent),
-            None => NatsOptions::new(servers, "muster"),
+            None => NatsOptions::for_coordinator(servers),
         };
         if !self.nkey.as_os_str().is_empty() {
             options.login = Login::NkeySeed(seed(self.nkey)?.expose_secret().to_owned());

@@ -214,6 +214,30 @@ spec:
 }
 
 #[test]
+fn steps_that_come_last_and_name_nothing_do_not_wait_for_each_other() {
+    let document = "apiVersion: muster.dev/v1
+kind: Playbook
+metadata: {name: always, owner: devops}
+spec:
+  defaults: {agent: {role: infra}}
+  phases:
+    - id: first
+      steps:
+        - {id: a, action: tls.inspect, always: true}
+        - {id: b, action: tls.inspect, always: true}
+        - {id: x, action: tls.inspect, needs: [a]}
+        - {id: y, action: tls.inspect, needs: [b]}
+        - {id: z, action: tls.inspect}
+";
+    let plan = plan(document, Value::Null).unwrap();
+    let needs = |id: &str| -> Vec<&str> {
+        let step = plan.steps.iter().find(|s| s.id.as_str() == id).unwrap();
+        step.needs.iter().map(|n| plan.steps[*n].id.as_str()).collect()
+    };
+    assert_eq!((needs("a"), needs("b"), needs("x"), needs("y")), (vec!["z"], vec!["z"], vec!["a"], vec!["b"]));
+}
+
+#[test]
 fn the_same_plan_has_the_same_digest() {
     let one = plan(ROLLOUT, json!({"domain": "shop.example"})).unwrap();
     let same = plan(ROLLOUT, json!({"environment": "dev", "domain": "shop.example"})).unwrap();

@@ -126,6 +126,12 @@ pub(super) fn read_failed(e: &ReadError) -> ControlError {
     error(ControlErrorKind::Internal, "JOURNAL_UNREADABLE", e.to_string(), hint)
 }
 
+/// The system refused to read it just now.
+pub(super) fn unreadable(id: &RunId, why: &str) -> ControlError {
+    let hint = "ask again; if it stays so, look at the disk and at the limits of the process (ulimit -n)";
+    error(ControlErrorKind::Unavailable, "JOURNAL_UNREADABLE", format!("run {id} can't be read just now: {why}"), hint)
+}
+
 pub(super) fn store_failed(e: &StoreError) -> ControlError {
     match e {
         StoreError::BadPageToken => error(ControlErrorKind::Invalid, "BAD_PAGE_TOKEN", e.to_string(), ""),

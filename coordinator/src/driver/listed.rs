@@ -32,6 +32,13 @@ impl RunTask {
         }
     }
 
+    /// The run is another one than the one that lists were told of.
+    pub(super) fn note_all_for_lists(&mut self) {
+        self.listed = Listed::of(&self.run);
+        self.listed_why = state_reason(&self.run);
+        self.shared.projector.changed(&self.entry, &self.run);
+    }
+
     /// What a list says of a run that is not in memory is what it was told.
     pub(super) fn note_why(&mut self) {
         let why = state_reason(&self.run);

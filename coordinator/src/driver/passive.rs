@@ -1,7 +1,11 @@
 //! Runs that wait for nothing but time and people leave memory: a name and a moment stay. They are read from the journal when
 //! their moment comes, or when somebody asks for them.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use muster_engine::{
     ids::{Namespace, RunId},
@@ -12,6 +16,7 @@ use tracing::debug;
 
 use super::{
     Shared,
+    clock::after_ms,
     entry::{Message, RunEntry},
     errors,
     recovery::{self, RebuildError},
@@ -25,6 +30,9 @@ pub(super) const REST: Duration = Duration::from_secs(2);
 
 /// So many runs whose moment has come are read from the journal at a time.
 const FETCHED_AT_ONCE: usize = 64;
+
+/// When a run could not be read, it is tried again this much later, in milliseconds.
+const AGAIN_MS: u64 = 1_000;
 
 /// How often a message is taken to a run that leaves memory at that very moment.
 const DELIVERIES: usize = 16;
@@ -93,8 +101,15 @@ impl Shared {
             // The journal is read in a blocking task; how it ended is in the runs.
             let _ = tokio::task::spawn_blocking(move || {
                 for id in wanted {
-                    if let Err(why) = shared.take_up(&id) {
-                        debug!(run_id = %id, "not taken up: {why}");
+                    let taken = catch_unwind(AssertUnwindSafe(|| shared.take_up(&id)));
+                    match taken {
+                        Ok(Ok(_)) => {}
+                        Ok(Err(why)) => debug!(run_id = %id, "not taken up: {why}"),
+                        Err(_) => shared.keep_quarantined(id.clone(), "reading it panicked, which is a bug", None),
+                    }
+                    if shared.runs.is_passive(&id) {
+                        // It could not be read just now: its moment comes again.
+                        shared.sleeps(id, after_ms(shared.clock.now(), AGAIN_MS));
                     }
                 }
             })
@@ -140,7 +155,10 @@ impl Shared {
                 Ok(Some(run)) => run,
                 Ok(None) => return Ok(None),
                 Err(broken) => {
-                    let RebuildError { why, so_far } = *broken;
+                    let RebuildError { why, may_pass, so_far } = *broken;
+                    if may_pass {
+                        return Err(errors::unreadable(id, &why));
+                    }
                     if self.runs.is_passive(id) {
                         self.keep_quarantined(id.clone(), &why, so_far);
                     }

@@ -53,6 +53,8 @@ pub(super) struct Recovered {
 /// Why a run can't be rebuilt to its end.
 pub(super) struct RebuildError {
     pub(super) why: String,
+    /// The system refused to read: another try may succeed.
+    pub(super) may_pass: bool,
     /// The run before that.
     pub(super) so_far: Option<Run>,
 }
@@ -83,6 +85,10 @@ pub(super) fn recover(journal: &dyn Journal, store: &Store, all: bool) -> Result
             Err(e) => pass.damaged(&e),
         }
     }
+    // The last batch has the latest time, whether the store has it or not.
+    for item in journal.read(Position(head.0.saturating_sub(1))) {
+        recovered.last_at = recovered.last_at.max(item.ok().map(|(_, record)| record.at));
+    }
     listed.extend(pass.touched.iter().map(|id| (id.clone(), None)));
     for id in pass.ended.drain() {
         listed.remove(&id);
@@ -103,6 +109,7 @@ pub(super) fn recover(journal: &dyn Journal, store: &Store, all: bool) -> Result
                 pass.writes.extend(rows::writes_of(&rebuilt, false));
                 match rebuilt.passive_until().filter(|_| !all) {
                     Some(until) => recovered.passive.push((id.clone(), until)),
+                    None if rebuilt.has_ended() => {}
                     None => recovered.runs.push(rebuilt),
                 }
             }
@@ -111,7 +118,7 @@ pub(super) fn recover(journal: &dyn Journal, store: &Store, all: bool) -> Result
                 recovered.quarantined.push((id.clone(), "its stream is not in the journal".to_owned(), None));
             }
             (Err(broken), _) => {
-                let RebuildError { why, so_far } = *broken;
+                let RebuildError { why, so_far, .. } = *broken;
                 recovered.quarantined.push((id.clone(), why, so_far));
             }
         }
@@ -207,11 +214,14 @@ pub(super) fn rebuild(journal: &dyn Journal, id: &RunId) -> Result<Option<Run>, 
         let records = match journal.read_stream(&stream, seq, CHUNK) {
             Ok(records) if records.is_empty() => return Ok(rebuilt),
             Ok(records) => records,
-            Err(e) => return Err(Box::new(RebuildError { why: e.to_string(), so_far: rebuilt })),
+            Err(e) => {
+                let may_pass = matches!(e, ReadError::Io { .. });
+                return Err(Box::new(RebuildError { why: e.to_string(), may_pass, so_far: rebuilt }));
+            }
         };
         for record in records {
             if let Err(why) = follow(&mut rebuilt, &record) {
-                return Err(Box::new(RebuildError { why, so_far: rebuilt }));
+                return Err(Box::new(RebuildError { why, may_pass: false, so_far: rebuilt }));
             }
         }
     }

@@ -80,7 +80,7 @@ impl RunTask {
             }
             let before = std::mem::replace(&mut self.run, Arc::new(run));
             self.entry.publish(&self.run);
-            self.shared.projector.changed(&self.entry, &self.run);
+            self.note_all_for_lists();
             self.shared.tell_milestones(&before, &self.run);
             self.tell_watchers(events);
             self.reconcile(self.run.outstanding(self.shared.clock.now()));

@@ -364,6 +364,8 @@ impl Instance {
 /// compatible in the sense of semantic versioning.
 fn can_stand_for(offered: &str, planned: &str) -> bool {
     let parts = |version: &str| -> Option<[u64; 3]> {
+        // What stands behind a plus says how it was built, and counts for nothing.
+        let version = version.split('+').next().unwrap_or(version);
         let parts: Option<Vec<u64>> = version.split('.').map(|part| part.parse().ok()).collect();
         parts?.try_into().ok()
     };

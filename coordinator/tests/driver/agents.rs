@@ -396,7 +396,7 @@ async fn a_lost_agent_is_forgotten_over_a_restart_and_known_again_when_it_comes_
 
 #[tokio::test(start_paused = true)]
 async fn a_newer_compatible_version_stands_for_the_planned_one_and_no_other_does() {
-    for (offered, takes) in [("1.0.0", true), ("1.4.2", true), ("2.0.0", false), ("0.9.0", false)] {
+    for (offered, takes) in [("1.0.0", true), ("1.4.2", true), ("1.0.0+b7", true), ("2.0.0", false), ("0.9.0", false)] {
         let house = House::open().await;
         let old = Agent::start(house.bus.clone(), "infra-1", "i1", |_| {}).await;
         old.fall_silent();

@@ -145,7 +145,7 @@ fn attempts(victim: &Victim) -> (Vec<(String, Value)>, Vec<String>) {
     let publications = vec![
         victim.report(),
         ("_INBOX_victim-1.a.1".to_owned(), json!({"answer": "recorded"})),
-        ("_INBOX.a.1".to_owned(), json!({"answer": "accepted"})),
+        ("_MUSTER_INBOX.a.1".to_owned(), json!({"answer": "accepted"})),
         (format!("{space}.register.victim-1"), registration("i-evil")),
         (format!("{space}.beat.victim-1"), beat.clone()),
         (format!("{space}.status.victim-1"), beat),
@@ -160,7 +160,7 @@ fn attempts(victim: &Victim) -> (Vec<(String, Value)>, Vec<String>) {
         "muster.v1.*.task.*.*",
         "muster.v1.*.report.*.*",
         "_INBOX_victim-1.a.1",
-        "_INBOX.a.1",
+        "_MUSTER_INBOX.a.1",
         "muster.>",
         ">",
     ];
@@ -228,6 +228,8 @@ async fn keeps_everybody_to_what_is_theirs(program: &str) -> Result<()> {
 
     let mut own = evil.client.subscribe("_INBOX_evil-1.x").await?;
     own_beat(&evil, "_INBOX_victim-1.forged").await?;
+    // What it could guess of the coordinator's own inbox: an answer there would be taken for a task's.
+    own_beat(&evil, "_MUSTER_INBOX.forged").await?;
     own_beat(&evil, "_INBOX_evil-1.x").await?;
     next(&mut own).await.context("its own beat is answered")?;
 

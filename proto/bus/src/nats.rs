@@ -68,6 +68,11 @@ impl NatsOptions {
         }
     }
 
+    /// For a coordinator: replies come where nobody can have answers of its own sent.
+    pub fn for_coordinator(servers: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self { inbox_prefix: subject::COORDINATOR_INBOX.to_owned(), ..Self::new(servers, "muster") }
+    }
+
     /// For an agent: replies come on `_INBOX_{agent}.>`, which permissions bind to its key; it waits for the server.
     pub fn for_agent(servers: impl IntoIterator<Item = impl Into<String>>, agent: &str) -> Self {
         Self { inbox_prefix: subject::agent_inbox(agent), wait_for_server: true, ..Self::new(servers, agent) }

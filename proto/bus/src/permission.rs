@@ -3,7 +3,7 @@
 
 use crate::{
     event::{EVENT_SUBJECTS, EVENTS},
-    subject::{AgentSubject, CHECK, INBOX, Subjects, agent_inbox},
+    subject::{AgentSubject, CHECK, COORDINATOR_INBOX, Subjects, agent_inbox},
 };
 
 /// The subjects of one key. Besides them it may answer each message it gets, once, for as long as [`ANSWER_WITHIN_S`].
@@ -48,12 +48,12 @@ impl Permissions {
             publish: vec![
                 "muster.v1.*.task.*.*".to_owned(),
                 CHECK.to_owned(),
-                probe(INBOX),
+                probe(COORDINATOR_INBOX),
                 EVENT_SUBJECTS.to_owned(),
                 format!("$JS.API.STREAM.INFO.{EVENTS}"),
                 format!("$JS.API.STREAM.CREATE.{EVENTS}"),
             ],
-            subscribe: heard.chain([format!("{INBOX}.>")]).collect(),
+            subscribe: heard.chain([format!("{COORDINATOR_INBOX}.>")]).collect(),
         }
     }
 }
@@ -119,12 +119,16 @@ mod tests {
             "_INBOX_infra-10.a",
             "_INBOX_infra-1",
             "_INBOXES.a",
+            "_MUSTER_INBOX.a.1",
             "muster.v1.default.task.infra-2.i",
             "$JS.API.STREAM.PURGE.X",
         ];
         for other in others {
             assert!(!may_answer(&asked, other), "{other}");
         }
-        assert!(may_answer("muster.v1.default.task.infra-1.i", "_INBOX.x"), "a task is asked by the coordinator alone");
+        let of_task = may_answer("muster.v1.default.task.infra-1.i", "_MUSTER_INBOX.x");
+        assert!(of_task, "a task is asked by the coordinator alone");
+        assert!(may_answer(CHECK, "_MUSTER_INBOX.x"), "one coordinator asks for another");
+        assert!(!may_answer(CHECK, "_MUSTER_INBOXES.x"));
     }
 }

@@ -6,8 +6,12 @@ use std::fmt;
 /// How many shards the reports are spread over. A shard belongs to a run, never to a process.
 pub const SHARDS: u16 = 256;
 
-/// First part of the subjects on which the replies to a coordinator come.
+/// First part of the subjects on which the replies to a client come that has no key.
 pub const INBOX: &str = "_INBOX";
+
+/// First part of the subjects on which the replies to a coordinator come. It answers nobody there: an agent that could have its
+/// answer sent there would have it taken for another agent's.
+pub const COORDINATOR_INBOX: &str = "_MUSTER_INBOX";
 
 /// Where a coordinator asks, before it serves, whether another one answers: the beat of an agent that none can know.
 pub const CHECK: &str = "muster.v1.default.beat.muster";
@@ -160,6 +164,9 @@ pub fn sender(subject: &str) -> Option<(&str, &str)> {
 /// Whether the reply to a message on `asked` may go to `reply`. A server checks where a client publishes, not where it wants
 /// its answers: without this an agent could let the coordinator speak on a subject that is closed to the agent itself.
 pub fn may_answer(asked: &str, reply: &str) -> bool {
+    if asked == CHECK && reply.strip_prefix(COORDINATOR_INBOX).is_some_and(|rest| rest.starts_with('.')) {
+        return true;
+    }
     let Some((_, agent)) = sender(asked) else { return true };
     let Some(rest) = reply.strip_prefix(INBOX) else { return false };
     let of_agent = rest.strip_prefix('_').and_then(|rest| rest.strip_prefix(agent));

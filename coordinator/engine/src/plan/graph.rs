@@ -29,20 +29,21 @@ impl Graph {
     }
 
     /// What an `always` step needs that names nothing: every other step of its phase that is not `always`, but for those
-    /// that need it themselves.
+    /// behind such a step, itself or another.
     pub(crate) fn add_unsaid(&mut self, steps: &[(usize, &Step)]) {
-        let mut unsaid = Vec::new();
-        for (who, (phase, step)) in steps.iter().enumerate().filter(|(_, (_, s))| s.always && s.needs.is_empty()) {
-            for (what, _) in steps.iter().enumerate().filter(|(_, (p, other))| p == phase && !other.always) {
-                let mut needed = vec![false; steps.len()];
-                self.mark_ancestors(what, &mut needed);
-                if !needed[who] && step.id != steps[what].1.id {
-                    unsaid.push((who, what));
+        let names_nothing = |n: &usize| steps[*n].1.always && steps[*n].1.needs.is_empty();
+        let last: Vec<usize> = (0..steps.len()).filter(names_nothing).collect();
+        let mut behind = vec![false; steps.len()];
+        let mut open = last.clone();
+        while let Some(node) = open.pop() {
+            open.extend(self.graph.neighbors(node).filter(|next| !std::mem::replace(&mut behind[*next], true)));
+        }
+        for who in last {
+            for (what, (phase, step)) in steps.iter().enumerate() {
+                if *phase == steps[who].0 && !step.always && !behind[what] {
+                    self.add(who, what);
                 }
             }
-        }
-        for (who, what) in unsaid {
-            self.add(who, what);
         }
     }
 
