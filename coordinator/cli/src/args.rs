@@ -125,7 +125,7 @@ pub(crate) enum Command {
     /// The other side of a limit's measurement.
     #[command(hide = true)]
     BenchPeer(crate::bench::PeerArgs),
-    /// The journal of a stopped coordinator: verify, head, export.
+    /// The journal of a stopped coordinator: verify, head, export, restored.
     #[command(subcommand)]
     Journal(JournalCommand),
     /// Print the completion script of a shell.

@@ -9,14 +9,16 @@ use muster_engine::run::{
 use super::Shared;
 use crate::metrics::{
     AGENTS_ALIVE, APPEND_SECONDS, ATTEMPTS_ASSIGNED, ATTEMPTS_ENDED, OWNERS_REMINDED, RUNS_ENDED, RUNS_IN_MEMORY,
-    RUNS_PASSIVE, RUNS_STARTED, STEPS_WAITING,
+    RUNS_PASSIVE, RUNS_QUARANTINED, RUNS_STARTED, STEPS_WAITING,
 };
 
 /// Handles of what is counted on the hot path, looked up once. Made after the recorder is installed.
 pub(super) struct Figures {
     assigned: [Counter; 4],
     ended: [Counter; 6],
+    owners_reminded: Counter,
     runs_started: Counter,
+    runs_ended: [Counter; 3],
     pub(super) append_seconds: Histogram,
 }
 
@@ -24,10 +26,15 @@ impl Figures {
     pub(super) fn new() -> Self {
         let assigned = |purpose: &'static str| counter!(ATTEMPTS_ASSIGNED, "purpose" => purpose);
         let ended = |how: &'static str| counter!(ATTEMPTS_ENDED, "how" => how);
+        let outcome = |outcome: &'static str| counter!(RUNS_ENDED, "outcome" => outcome);
+        // An alert on a figure that is not there before it is bad would miss the first time.
+        gauge!(RUNS_QUARANTINED).set(0);
         Self {
             assigned: ["run", "probe", "verify", "undo"].map(assigned),
             ended: ["succeeded", "not_satisfied", "failed", "cancelled", "not_started", "unknown"].map(ended),
+            owners_reminded: counter!(OWNERS_REMINDED),
             runs_started: counter!(RUNS_STARTED),
+            runs_ended: ["succeeded", "failed", "cancelled"].map(outcome),
             append_seconds: histogram!(APPEND_SECONDS),
         }
     }
@@ -45,15 +52,15 @@ impl Figures {
                 self.assigned[purpose].increment(1);
             }
             Event::AttemptEnded { end, .. } => self.ended[how(end)].increment(1),
-            Event::OwnerReminded { .. } => counter!(OWNERS_REMINDED).increment(1),
+            Event::OwnerReminded { .. } => self.owners_reminded.increment(1),
             Event::RunStarted(_) => self.runs_started.increment(1),
             Event::RunEnded { outcome, .. } => {
                 let outcome = match outcome {
-                    RunOutcome::Succeeded => "succeeded",
-                    RunOutcome::Failed => "failed",
-                    RunOutcome::Cancelled => "cancelled",
+                    RunOutcome::Succeeded => 0,
+                    RunOutcome::Failed => 1,
+                    RunOutcome::Cancelled => 2,
                 };
-                counter!(RUNS_ENDED, "outcome" => outcome).increment(1);
+                self.runs_ended[outcome].increment(1);
             }
             Event::PhaseStarted { .. }
             | Event::StepMoved { .. }

@@ -57,6 +57,9 @@ pub struct LogOptions {
     pub segment_bytes: u64,
     /// Go on although records are lost and not all streams that lost some can be named. The log then begins a new life.
     pub accept_loss: bool,
+    /// The files are a backup that was put back: what was written after it is lost, though nothing here is missing. The log
+    /// begins a new life.
+    pub restored: bool,
     /// Appends that wait for the disk take at most this much memory; more are answered `Unavailable` at once.
     pub queue_bytes: usize,
     /// For tests.
@@ -65,7 +68,13 @@ pub struct LogOptions {
 
 impl Default for LogOptions {
     fn default() -> Self {
-        Self { segment_bytes: 64 << 20, accept_loss: false, queue_bytes: 64 << 20, disk: Arc::new(RealDisk) }
+        Self {
+            segment_bytes: 64 << 20,
+            accept_loss: false,
+            restored: false,
+            queue_bytes: 64 << 20,
+            disk: Arc::new(RealDisk),
+        }
     }
 }
 
@@ -78,9 +87,9 @@ pub struct Opening {
     pub cluster: String,
     /// Records that are lost. Streams that are named take no more records, and can't be read.
     pub losses: Vec<Loss>,
-    /// A loss was accepted just now.
+    /// A loss was accepted just now, or a backup was put back.
     pub accepted_loss: bool,
-    /// The present life began with an accepted loss: what runs that were open then did is not known.
+    /// The present life began with an accepted loss, or with a backup that was put back: what runs that were open then did is not known.
     pub after_loss: bool,
     /// How much was cut off the end: an append that nobody was answered for.
     pub cut_bytes: u64,

@@ -279,6 +279,12 @@ pub(crate) enum JournalCommand {
         #[arg(long, value_name = "STREAM")]
         stream: Option<String>,
     },
+    /// Say that the data directory is a backup that was put back: at the next start every open run waits for a person.
+    ///
+    /// What was done after the backup is not in it, and nothing in its files shows that. So runs would go on from a state that
+    /// has passed, and agents would take new attempts for ones that they have done. Once for each restore, before the first start;
+    /// not after a stop, a crash or a move.
+    Restored(JournalArgs),
 }
 
 /// Where the journal is.

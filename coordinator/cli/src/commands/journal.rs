@@ -1,4 +1,4 @@
-//! `muster journal …`: the files of a stopped coordinator.
+//! `muster journal …`: the files of a stopped coordinator. Only `restored` changes them.
 
 use std::{
     io::ErrorKind,
@@ -6,8 +6,8 @@ use std::{
 };
 
 use muster_coordinator::journal::{
-    StreamId,
-    log::{Loss, OpenError},
+    Journal as _, StreamId,
+    log::{LogJournal, LogOptions, Loss, OpenError},
     tools::{self, Report},
 };
 use serde_json::{Value, json};
@@ -24,6 +24,7 @@ pub(super) fn run(app: &App, command: &JournalCommand) -> Result<Exit> {
         JournalCommand::Verify(args) => verify(app, args),
         JournalCommand::Head(args) => head(app, args),
         JournalCommand::Export { journal, stream } => export(app, journal, stream.as_deref()),
+        JournalCommand::Restored(args) => restored(app, args),
     }
 }
 
@@ -64,6 +65,19 @@ fn export(app: &App, args: &JournalArgs, stream: Option<&str>) -> Result<Exit> {
         Err(e) => Err(not_opened(&e)),
         Ok(report) => whole(&report, &folder),
     }
+}
+
+fn restored(app: &App, args: &JournalArgs) -> Result<Exit> {
+    let folder = folder(app, args)?;
+    let options = LogOptions { restored: true, ..LogOptions::default() };
+    let (journal, _) =
+        LogJournal::open(&folder, options).map_err(|e| not_opened(&e).at(folder.display().to_string()))?;
+    let (cluster, head) = (journal.cluster().to_owned(), journal.head());
+    let value = json!({"cluster": cluster, "position": head.position.0});
+    app.printer.value(&value, || {
+        View::new(vec![Block::Fields(vec![("Cluster", cluster), ("Position", head.position.0.to_string())])])
+    })?;
+    Ok(Exit::Succeeded)
 }
 
 fn folder(app: &App, args: &JournalArgs) -> Result<PathBuf> {

@@ -178,7 +178,9 @@ pub(super) fn not_opened(error: &OpenError) -> CliError {
     let (reason, hint) = match error {
         OpenError::InUse { .. } => ("DATA_DIR_IN_USE", "stop the other process, or give another --data-dir"),
         OpenError::Loss { .. } => ("JOURNAL_DAMAGED", "see what is lost: muster journal verify"),
-        OpenError::Version { .. } => ("JOURNAL_NEWER", "start the newer version"),
+        OpenError::Version { .. } => {
+            ("JOURNAL_NEWER", "start the newer version\nor restore the backup that was made before the upgrade")
+        }
         OpenError::Io { .. } => ("JOURNAL_UNREADABLE", "look at the folder's owner, mode and disk"),
     };
     CliError::failed(reason, chain(error)).hint(hint)

@@ -88,9 +88,12 @@ impl Setup<'_> {
         }
         let mut index = walked.index;
         let (position, chain) = (index.position, index.chain);
-        let accepted_loss = !refused.is_empty();
+        let accepted_loss = !refused.is_empty() || self.options.restored;
         if accepted_loss {
-            let keys = refused.iter().map(super::Loss::key).collect();
+            let mut keys: Vec<_> = refused.iter().map(super::Loss::key).collect();
+            if self.options.restored {
+                keys.push(format!("what came after batch {} of a backup", position.0));
+            }
             clusters.push(Cluster::new(position.0, &chain, keys));
         }
         let cluster = clusters.last().map(|c| c.id.clone()).unwrap_or_default();

@@ -34,7 +34,10 @@ pub(super) async fn data_dir(folder: &Path, checks: &mut Vec<Check>) -> Here {
         Ok(Ok(report)) if report.whole => Check::ok(name, format!("{} records, whole", report.records)),
         Ok(Ok(report)) => Check::problem(
             name,
-            format!("it is not whole: {} places are damaged", report.losses.len()),
+            match report.losses.len() {
+                1 => "it is not whole: 1 place is damaged".to_owned(),
+                places => format!("it is not whole: {places} places are damaged"),
+            },
             "see what is lost: muster journal verify\nrestore a backup, or go on without it: muster serve --accept-loss",
         ),
         Ok(Err(OpenError::InUse { .. })) => {

@@ -1,7 +1,7 @@
 //! What is cut, flipped or taken away is found and named, never a panic, never silent.
 
 use super::*;
-use crate::journal::ReadError;
+use crate::journal::{ReadError, tools};
 
 fn copy(from: &TempDir) -> TempDir {
     let to = scratch();
@@ -39,6 +39,38 @@ fn chain_of(bytes: &[u8], batch: u64) -> record::Chain {
     let commits = scan::readable_commits(bytes).into_iter().map(|(commit, _)| commit);
     let found = commits.filter(|commit| commit.batch == batch).map(|commit| record::unhex(&commit.chain).unwrap());
     found.last().unwrap()
+}
+
+/// Nothing is missing in it, so that only a person can know.
+#[test]
+fn a_backup_that_was_put_back_begins_a_new_life_each_time_it_is_said() {
+    let backup = copy(&filled(6));
+    let (journal, opening) = LogJournal::open(backup.path(), options()).unwrap();
+    assert!(!opening.accepted_loss && !opening.after_loss, "{opening:?}");
+    let old = opening.cluster;
+    drop(journal);
+    let restored = LogOptions { restored: true, ..options() };
+    for again in 1..=2 {
+        let (journal, opening) = LogJournal::open(backup.path(), restored.clone()).unwrap();
+        assert!(opening.accepted_loss && opening.after_loss && opening.cluster != old, "{again}: {opening:?}");
+        assert_eq!(journal.head().position, Position(6));
+    }
+    let (journal, opening) = LogJournal::open(backup.path(), options()).unwrap();
+    assert!(!opening.accepted_loss && opening.after_loss && opening.losses.is_empty(), "{opening:?}");
+    append(&journal, vec![to("run/new", 0, &["after"])]).unwrap();
+    drop(journal);
+    assert!(tools::verify(backup.path()).unwrap().whole);
+    assert_eq!(files::clusters(backup.path()).unwrap().len(), 3);
+}
+
+/// What is missing besides still needs its own word.
+#[test]
+fn a_damaged_backup_is_not_put_back_without_its_loss_being_accepted() {
+    let backup = copy(&filled(6));
+    fs::remove_file(files::head_file(backup.path())).unwrap();
+    let refused = LogJournal::open(backup.path(), LogOptions { restored: true, ..options() });
+    assert!(matches!(refused, Err(OpenError::Loss { .. })), "{:?}", refused.err());
+    assert_eq!(files::clusters(backup.path()).unwrap().len(), 1);
 }
 
 fn accepting() -> LogOptions {
