@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, fmt::Write as _, fs, path::PathBuf};
 use muster_coordinator::api::{
     auth::{Access, METHODS},
     error::Reason,
+    token::Role,
 };
 use tonic::Code;
 
@@ -62,6 +63,39 @@ fn reasons() -> String {
         writeln!(table, "| `{}` | `{code}` |", reason.as_str()).unwrap();
     }
     table + "\n"
+}
+
+/// What each role may call, in the words of a table: a row for each method, a column for each role.
+fn roles() -> String {
+    let mut table = "\n| | viewer | operator | admin | agent |\n|---|---|---|---|---|\n".to_owned();
+    let yes = |holds: bool| if holds { "yes" } else { "" };
+    for (path, access) in METHODS {
+        let (least, agent) = match access {
+            Access::Public => continue,
+            Access::Role(least) => (*least, false),
+            Access::RoleOrAgent(least) => (*least, true),
+        };
+        // Reflection is no deed.
+        let Some(method) = path.strip_prefix("/muster.v1.") else { continue };
+        let may = |role: Role| yes(role >= least);
+        let (viewer, operator, admin) = (may(Role::Viewer), may(Role::Operator), may(Role::Admin));
+        // It is of its own name alone.
+        let agent = if agent && method.ends_with("/DrainAgent") { "itself" } else { yes(agent) };
+        let method = method.replace("Service/", ": ");
+        writeln!(table, "| {method} | {viewer} | {operator} | {admin} | {agent} |").unwrap();
+    }
+    table + "\n"
+}
+
+#[test]
+fn the_table_of_roles_for_operators_is_up_to_date() {
+    let page = read("docs/operations.md");
+    let (found, updated) = section(&page, "roles", &roles());
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(root().join("docs/operations.md"), updated).unwrap();
+        return;
+    }
+    assert_eq!(found, roles(), "UPDATE=1 cargo test -p muster-coordinator --test api docs");
 }
 
 #[test]
