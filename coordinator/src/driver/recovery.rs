@@ -66,12 +66,7 @@ pub(super) struct RebuildError {
 /// Only if the store can't be written at all; damage in the log is in [`Recovered::quarantined`].
 pub(super) fn recover(journal: &dyn Journal, store: &Store, all: bool) -> Result<Recovered, StoreError> {
     let mut recovered = Recovered::default();
-    let mut listed = store.open_runs()?;
-    for StreamId(damaged) in journal.damaged() {
-        if let Some(until) = damaged.strip_prefix("run/").and_then(|id| listed.get_mut(&RunId::from(id))) {
-            *until = None;
-        }
-    }
+    let mut listed = listed_open(journal, store)?;
     restore_agents(store, &mut recovered)?;
     let mut pass = Pass::new(store.position());
     // Asked before the log is read: while the coordinator runs, there is more behind it by the time that the reading ends.
@@ -86,9 +81,8 @@ pub(super) fn recover(journal: &dyn Journal, store: &Store, all: bool) -> Result
         }
     }
     // The last batch has the latest time, whether the store has it or not.
-    for item in journal.read(Position(head.0.saturating_sub(1))) {
-        recovered.last_at = recovered.last_at.max(item.ok().map(|(_, record)| record.at));
-    }
+    let last = journal.read(Position(head.0.saturating_sub(1))).filter_map(|item| Some(item.ok()?.1.at)).max();
+    recovered.last_at = recovered.last_at.max(last);
     listed.extend(pass.touched.iter().map(|id| (id.clone(), None)));
     for id in pass.ended.drain() {
         listed.remove(&id);
@@ -140,6 +134,17 @@ pub(super) fn recover(journal: &dyn Journal, store: &Store, all: bool) -> Result
         store.amend(marks)?;
     }
     Ok(recovered)
+}
+
+/// The open runs, each with the moment until which it is believed to be passive; not if records of it are lost.
+fn listed_open(journal: &dyn Journal, store: &Store) -> Result<BTreeMap<RunId, Option<Timestamp>>, StoreError> {
+    let mut listed = store.open_runs()?;
+    for StreamId(damaged) in journal.damaged() {
+        if let Some(until) = damaged.strip_prefix("run/").and_then(|id| listed.get_mut(&RunId::from(id))) {
+            *until = None;
+        }
+    }
+    Ok(listed)
 }
 
 /// As [`recover`]; a store that turns out to be damaged is emptied and filled from the log's start.

@@ -96,6 +96,19 @@ async fn after_a_restart_it_is_believed_where_it_was_and_wakes_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_clock_is_not_before_what_a_passive_run_has_seen() {
+    let house = House::open().await;
+    let run = house.start(&playbook("{signal: go}")).await;
+    in_memory(&house, 0).await;
+    house.up.list_runs(&ns(), &RunFilter::default(), 10, "").await.unwrap();
+    house.wall_offset_ms.store(-3_600_000, std::sync::atomic::Ordering::SeqCst);
+    let house = house.crash_and_reopen_with_its_store().await;
+    house.up.command_run(&ns(), &run.id, go(), &operator()).await.unwrap();
+    let events = house.up.run_events(&ns(), &run.id, 0, 100).await.unwrap();
+    assert!(events.is_sorted_by_key(|event| event.at), "the journal goes back in time: {events:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_has_gone_on_since_it_was_passive_is_not_believed_passive() {
     let behind =
         "        - {id: s, needs: [w], agent: {role: infra}, action: test.work, with: {n: 1}, undo: irreversible}\n";
