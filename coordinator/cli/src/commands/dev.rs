@@ -29,7 +29,7 @@ use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    App, follow, inputs, playbook,
+    App, follow, inputs, playbook, read,
     run::start_one,
     serve::{cannot_open, no_store, open_logs},
 };
@@ -52,6 +52,10 @@ const REGISTER_WITHIN: Duration = Duration::from_secs(10);
 pub(super) async fn run(app: &App, args: DevArgs) -> Result<Exit> {
     telemetry::init(app.settings.serve.log_format, &args.log)?;
     let inputs = Value::Object(inputs(&args.inputs)?);
+    for path in &args.playbooks {
+        // What can't be read is said before anything is started.
+        read(path)?;
+    }
     let shutdown = CancellationToken::new();
     let dev = Dev::start(&args, &shutdown).await?;
     let result = if args.playbooks.is_empty() {
