@@ -47,7 +47,7 @@ use muster_bus::{
     subject::CHECK,
 };
 use muster_engine::{
-    ids::{Actor, AgentName, Namespace, RunId},
+    ids::{Actor, AgentName, Namespace},
     run::Run,
 };
 use tokio::sync::{Semaphore, broadcast, mpsc};
@@ -65,7 +65,7 @@ use self::{
     projector::Projector,
     quarantine::Quarantine,
     requests::Request,
-    runs::{Arrival, Runs, Statuses},
+    runs::{Runs, Statuses},
     timers::Timers,
 };
 use crate::{
@@ -476,22 +476,6 @@ impl Shared {
             {
                 let _ = self.milestones.send((run.namespace.clone(), view));
             }
-        }
-    }
-
-    fn keep_quarantined(self: &Arc<Self>, id: RunId, why: &str, run: Option<Run>) {
-        let run = run.map(Arc::new);
-        let namespace = run.as_ref().map_or_else(
-            || self.store.run(&id).ok().flatten().map_or_else(|| "default".into(), |row| row.namespace),
-            |r| r.namespace.clone(),
-        );
-        let (entry, _) = RunEntry::new(self.runs.next_key(), id, namespace, run.clone());
-        self.put_in_quarantine(&entry, why);
-        if let Some(run) = run {
-            self.projector.changed(&entry, &run);
-        }
-        if let Arrival::In(Some(passive)) = self.runs.insert(&entry, || true) {
-            self.timers.unset_passive(passive);
         }
     }
 

@@ -4,14 +4,14 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use jiff::Timestamp;
-use muster_engine::{ids::RunId, policy::timeout};
+use muster_engine::{ids::RunId, policy::timeout, run::Run};
 use tracing::error;
 
-use super::{Shared, entry::RunEntry};
+use super::{Shared, entry::RunEntry, runs::Arrival};
 use crate::metrics::RUNS_QUARANTINED;
 
 /// The runs in quarantine, and when they are told of next.
@@ -56,6 +56,23 @@ impl Shared {
         }
         kept.since.entry(entry.id.clone()).or_insert(now);
         metrics::gauge!(RUNS_QUARANTINED).set(u32::try_from(kept.since.len()).unwrap_or(u32::MAX));
+    }
+
+    /// A run of which the journal says something that can't be believed, or nothing: it is there to be asked about.
+    pub(super) fn keep_quarantined(self: &Arc<Self>, id: RunId, why: &str, run: Option<Run>) {
+        let run = run.map(Arc::new);
+        let namespace = run.as_ref().map_or_else(
+            || self.store.run(&id).ok().flatten().map_or_else(|| "default".into(), |row| row.namespace),
+            |r| r.namespace.clone(),
+        );
+        let (entry, _) = RunEntry::new(self.runs.next_key(), id, namespace, run.clone());
+        self.put_in_quarantine(&entry, why);
+        if let Some(run) = run {
+            self.projector.changed(&entry, &run);
+        }
+        if let Arrival::In(Some(passive)) = self.runs.insert(&entry, || true) {
+            self.timers.unset_passive(passive);
+        }
     }
 
     /// One line for all of them: there may be thousands.

@@ -394,6 +394,10 @@ pub(crate) struct Watched {
     pub(crate) fails: AtomicBool,
     /// With `fails`: the records are there nevertheless.
     pub(crate) keeps: AtomicBool,
+    /// The system refuses to read streams.
+    pub(crate) unreadable: AtomicBool,
+    /// Streams of which records are lost, as a log tells of them when it is opened.
+    pub(crate) lost: Mutex<Vec<StreamId>>,
     /// Answers wait here until they are let go.
     held: Mutex<Option<Vec<HeldAnswer>>>,
     /// Whether reads of streams wait.
@@ -464,11 +468,18 @@ impl Journal for Watched {
     fn read_stream(&self, stream: &StreamId, after_seq: u64, limit: usize) -> Result<Vec<Record>, ReadError> {
         let held = self.reads_held.lock().unwrap();
         drop(self.reads_go.wait_timeout_while(held, Duration::from_secs(10), |held| *held).unwrap());
+        if self.unreadable.load(Ordering::SeqCst) {
+            return Err(ReadError::Io { place: "log".to_owned(), what: "Too many open files".to_owned() });
+        }
+        if self.lost.lock().unwrap().contains(stream) {
+            let streams = vec![stream.clone()];
+            return Err(ReadError::Damaged { place: "log".to_owned(), what: "a flipped byte".to_owned(), streams });
+        }
         self.inner.read_stream(stream, after_seq, limit)
     }
 
     fn damaged(&self) -> Vec<StreamId> {
-        self.inner.damaged()
+        self.lost.lock().unwrap().clone()
     }
 
     fn head(&self) -> Head {

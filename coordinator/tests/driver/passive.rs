@@ -1,9 +1,15 @@
 //! Runs that wait for nothing but time and people are not in memory, and nobody can tell.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use futures_util::StreamExt;
-use muster_coordinator::control::{Control, RunFilter};
+use muster_coordinator::{
+    control::{Control, RunFilter},
+    journal::StreamId,
+};
 use muster_engine::{
     ids::RunId,
     run::{Command, event::RunOutcome, state::RunState},
@@ -101,7 +107,7 @@ async fn the_clock_is_not_before_what_a_passive_run_has_seen() {
     let run = house.start(&playbook("{signal: go}")).await;
     in_memory(&house, 0).await;
     house.up.list_runs(&ns(), &RunFilter::default(), 10, "").await.unwrap();
-    house.wall_offset_ms.store(-3_600_000, std::sync::atomic::Ordering::SeqCst);
+    house.wall_offset_ms.store(-3_600_000, Ordering::SeqCst);
     let house = house.crash_and_reopen_with_its_store().await;
     let next = house.start(&playbook("{signal: go}")).await;
     assert!(next.started_at >= run.updated_at, "the journal goes back in time: {} {}", run.updated_at, next.started_at);
@@ -146,4 +152,34 @@ async fn a_watcher_keeps_it_and_hears_everything() {
     assert_eq!(house.up.runs_in_memory(), 2, "the one that has ended, and the one that is watched");
     drop(watch);
     in_memory(&house, 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_that_fails_for_a_moment_costs_nothing_but_the_moment() {
+    let house = House::open().await;
+    let run = house.start(&playbook("{for: 10m}")).await;
+    in_memory(&house, 0).await;
+    house.journal.unreadable.store(true, Ordering::SeqCst);
+    assert_eq!(house.up.run(&ns(), &run.id).await.unwrap_err().code, "JOURNAL_UNREADABLE");
+    tokio::time::sleep(Duration::from_secs(11 * 60)).await;
+    assert_eq!(house.up.quarantine(&run.id), None);
+    house.journal.unreadable.store(false, Ordering::SeqCst);
+    // Nobody asks for it: it is fetched again by itself.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let filter = RunFilter { states: vec!["SUCCEEDED".to_owned()], ..RunFilter::default() };
+    assert_eq!(house.up.list_runs(&ns(), &filter, 10, "").await.unwrap().items.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_has_lost_records_is_named_at_the_start_and_not_when_it_wakes() {
+    let house = House::open().await;
+    let run = house.start(&playbook("{signal: go}")).await;
+    let whole = house.start(&playbook("{signal: go}")).await;
+    in_memory(&house, 0).await;
+    house.up.list_runs(&ns(), &RunFilter::default(), 10, "").await.unwrap();
+    house.journal.lost.lock().unwrap().push(StreamId(format!("run/{}", run.id).into()));
+    let house = house.crash_and_reopen_with_its_store().await;
+    assert!(house.up.quarantine(&run.id).is_some(), "nobody was told");
+    assert_eq!(house.up.quarantine(&whole.id), None);
+    assert_eq!(house.up.runs_in_memory(), 1, "the other one is left alone");
 }
