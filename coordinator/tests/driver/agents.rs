@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use muster_bus::message::{AttemptKey, Order, Outcome, Purpose, RegisterReply, ReportBody, ReportReply, TaskReply};
+use muster_bus::message::{
+    ActionOffer, AttemptKey, Order, Outcome, Purpose, Register, RegisterReply, ReportBody, ReportReply, TaskReply,
+};
 use muster_coordinator::control::{Control, RunFilter};
 use muster_engine::run::{
     Command, Event,
@@ -11,7 +13,7 @@ use muster_engine::run::{
 };
 use serde_json::json;
 
-use crate::harness::{Agent, House, chain, ns, operator, playbook, succeeded};
+use crate::harness::{Agent, House, chain, ns, offer, operator, playbook, succeeded};
 
 const SHORT: &str = "id: s0, action: test.work, timeout: 1m";
 
@@ -396,22 +398,27 @@ async fn a_lost_agent_is_forgotten_over_a_restart_and_known_again_when_it_comes_
 
 #[tokio::test(start_paused = true)]
 async fn a_newer_compatible_version_stands_for_the_planned_one_and_no_other_does() {
-    for (offered, takes) in [("1.0.0", true), ("1.4.2", true), ("1.0.0+b7", true), ("2.0.0", false), ("0.9.0", false)] {
+    let cases =
+        [("1.2.0", true), ("1.4.2", true), ("1.2.0+b7", true), ("1.1.9", false), ("2.0.0", false), ("0.9.0", false)];
+    for (offered, takes) in cases {
         let house = House::open().await;
-        let old = Agent::start(house.bus.clone(), "infra-1", "i1", |_| {}).await;
+        // Not one of the shipped actions, whose version no agent decides.
+        let offering = |version: &'static str| {
+            move |r: &mut Register| r.actions = vec![ActionOffer { version: version.into(), ..offer("other.work") }]
+        };
+        let old = Agent::start(house.bus.clone(), "infra-1", "i1", offering("1.2.0")).await;
         old.fall_silent();
         // It is asked for nothing more, and its version is the newest that was offered.
         tokio::time::sleep(Duration::from_secs(20)).await;
-        let run = house.start(&chain(1)).await;
-        let mut other =
-            Agent::start(house.bus.clone(), "infra-2", "i2", |r| r.actions[0].version = offered.into()).await;
+        let run = house.start(&playbook(&["id: s0, action: other.work"], "")).await;
+        let mut other = Agent::start(house.bus.clone(), "infra-2", "i2", offering(offered)).await;
         if takes {
             other.succeed(1).await;
             house.ended(&run.id).await;
         } else {
             assert!(other.gets_nothing_for(Duration::from_secs(60)).await, "{offered}");
             let why = house.up.explain_run(&ns(), &run.id).await.unwrap();
-            assert!(why[0].waits_for.contains(&format!("offers test.work {offered}")), "{why:?}");
+            assert!(why[0].waits_for.contains(&format!("offers other.work {offered}")), "{why:?}");
         }
     }
 }
