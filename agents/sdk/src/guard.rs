@@ -13,9 +13,12 @@ mod child;
 mod process;
 
 use std::{
+    error::Error,
     ffi::OsString,
-    fs, io,
+    fs,
+    io::{self, Write as _},
     path::{Path, PathBuf},
+    process::ExitCode,
 };
 
 pub use child::{Children, Command, Output};
@@ -48,6 +51,25 @@ impl Guard {
     pub fn program(program: impl Into<PathBuf>) -> Self {
         Self::Program { program: program.into(), arguments: vec!["guard".into()] }
     }
+}
+
+/// The `main` of an agent's program: a guard if it was started as one, else `agent` with its arguments, on a runtime of its
+/// own. What it ends with is told on standard error.
+pub fn main<A>(agent: impl FnOnce(Vec<String>) -> A) -> ExitCode
+where
+    A: Future<Output = Result<(), Box<dyn Error>>>,
+{
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.first().is_some_and(|first| first == "guard") {
+        return ExitCode::from(u8::try_from(run()).unwrap_or(u8::MAX));
+    }
+    let ended =
+        tokio::runtime::Runtime::new().map_err(Into::into).and_then(|runtime| runtime.block_on(agent(arguments)));
+    let Err(error) = ended else { return ExitCode::SUCCESS };
+    let source = error.source().map(|source| format!(": {source}")).unwrap_or_default();
+    // Nobody is left to be told if this fails too.
+    let _ = writeln!(io::stderr(), "{error}{source}");
+    ExitCode::FAILURE
 }
 
 /// What the guard is told on its standard input: a line of this, then `stdin_bytes` bytes, then silence as long as the

@@ -2,7 +2,7 @@
 //! beats, tasks, `prepared`, reports until `recorded`, the spool, cancellation and time limits.
 //!
 //! Programs that an action starts go through [`guard`], so that they end with their attempt. The binary of an agent
-//! therefore calls [`guard::run`] when its first argument is `guard`.
+//! therefore begins with [`guard::main`], or calls [`guard::run`] when its first argument is `guard`.
 
 pub mod action;
 pub mod allow;

@@ -1,9 +1,7 @@
 //! An agent that can't keep a secret: `canary-agent URL SECRETS DATA`. Its one action says the value of the secret `canary`,
 //! which is the file of that name in SECRETS, in every way an action has.
 
-use std::{
-    collections::BTreeMap, error::Error, fs, io::Write as _, path::Path, process::ExitCode, sync::Arc, time::Duration,
-};
+use std::{collections::BTreeMap, error::Error, fs, path::Path, process::ExitCode, sync::Arc, time::Duration};
 
 use muster_agent::{
     Action, ActionError, ActionSpec, Catalogue, Checked, Context, Done, Redactor, Worker, WorkerConfig, guard,
@@ -13,24 +11,11 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if arguments.first().is_some_and(|first| first == "guard") {
-        return ExitCode::from(u8::try_from(guard::run()).unwrap_or(u8::MAX));
-    }
-    let ended =
-        tokio::runtime::Runtime::new().map_err(Into::into).and_then(|runtime| runtime.block_on(run(&arguments)));
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Nobody is left to be told if this fails too.
-            let _ = writeln!(std::io::stderr(), "{error:?}");
-            ExitCode::FAILURE
-        }
-    }
+    guard::main(run)
 }
 
-async fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
-    let [url, secrets, data_dir] = arguments else {
+async fn run(arguments: Vec<String>) -> Result<(), Box<dyn Error>> {
+    let [url, secrets, data_dir] = &arguments[..] else {
         return Err("usage: canary-agent URL SECRETS DATA".into());
     };
     let value = fs::read_to_string(Path::new(secrets).join("canary"))?;

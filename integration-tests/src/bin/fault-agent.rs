@@ -18,24 +18,11 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if arguments.first().is_some_and(|first| first == "guard") {
-        return ExitCode::from(u8::try_from(guard::run()).unwrap_or(u8::MAX));
-    }
-    let ended =
-        tokio::runtime::Runtime::new().map_err(Into::into).and_then(|runtime| runtime.block_on(run(&arguments)));
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Nobody is left to be told if this fails too.
-            let _ = writeln!(std::io::stderr(), "{error:?}");
-            ExitCode::FAILURE
-        }
-    }
+    guard::main(run)
 }
 
-async fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
-    let [url, name, host, shared, data_dir] = arguments else {
+async fn run(arguments: Vec<String>) -> Result<(), Box<dyn Error>> {
+    let [url, name, host, shared, data_dir] = &arguments[..] else {
         return Err("usage: fault-agent URL NAME HOST SHARED DATA".into());
     };
     let shared = Shared(shared.into());

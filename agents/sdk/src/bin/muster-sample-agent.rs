@@ -11,26 +11,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if arguments.first().is_some_and(|first| first == "guard") {
-        return ExitCode::from(u8::try_from(guard::run()).unwrap_or(u8::MAX));
-    }
-    let ended =
-        tokio::runtime::Runtime::new().map_err(Into::into).and_then(|runtime| runtime.block_on(run(&arguments)));
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            use std::io::Write;
-            // Nobody is left to be told if this fails too.
-            let _ =
-                writeln!(std::io::stderr(), "{error}: {}", error.source().map(ToString::to_string).unwrap_or_default());
-            ExitCode::FAILURE
-        }
-    }
+    guard::main(run)
 }
 
-async fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
-    let [url, name, allow, data_dir @ ..] = arguments else {
+async fn run(arguments: Vec<String>) -> Result<(), Box<dyn Error>> {
+    let [url, name, allow, data_dir @ ..] = &arguments[..] else {
         return Err("usage: muster-sample-agent URL NAME ALLOW_TOML [DATA_FOLDER]".into());
     };
     let actions: [Arc<dyn Action>; 2] = [Arc::new(Noop), Arc::new(CommandRun::new(Allow::load(Path::new(allow))?))];
