@@ -36,6 +36,10 @@ impl Password {
         let text = std::fs::read_to_string(path).map_err(|e| {
             ActionError::needs_person(format!("the password file {} can't be read: {e}", path.display()))
         })?;
-        Ok(text.lines().next().filter(|line| !line.is_empty()).map(str::to_owned))
+        let password = text.lines().next().filter(|line| !line.is_empty()).map(str::to_owned);
+        if let Some(password) = &password {
+            ctx.voice.keep_secret(&path.display().to_string(), password);
+        }
+        Ok(password)
     }
 }

@@ -127,6 +127,9 @@ pub trait Voice: Send + Sync {
     fn log(&self, line: &str);
     /// A secret by name, if the task allows it and the agent has it.
     fn secret(&self, name: &str) -> Option<String>;
+    /// A secret that the action has from elsewhere, such as a file: from now on this agent says its name instead, whatever
+    /// says it. Values are kept until the process ends.
+    fn keep_secret(&self, name: &str, value: &str);
 }
 
 impl Context {

@@ -23,6 +23,26 @@ const CUTS: [char; 2] = ['…', '\u{fffd}'];
 /// What RFC 3986 leaves as it is.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
+/// What encoders leave as it is: all that RFC 3986 does, and with it the slash of a path, what JavaScript leaves in a component,
+/// what may stand in the user part of a URL.
+const KEPT: [&AsciiSet; 4] = [
+    RESERVED,
+    &RESERVED.remove(b'/'),
+    &RESERVED.remove(b'!').remove(b'*').remove(b'\'').remove(b'(').remove(b')'),
+    &RESERVED
+        .remove(b'!')
+        .remove(b'$')
+        .remove(b'&')
+        .remove(b'\'')
+        .remove(b'(')
+        .remove(b')')
+        .remove(b'*')
+        .remove(b'+')
+        .remove(b',')
+        .remove(b';')
+        .remove(b'='),
+];
+
 /// Knows the values of an agent's secrets, to leave them out.
 #[derive(Clone, Debug, Default)]
 pub struct Redactor {
@@ -159,11 +179,18 @@ fn forms_of(value: &str) -> Vec<String> {
     let plain = forms.clone();
     for text in &plain {
         let json = escaped(text);
+        forms.extend(json_of(&json));
         forms.extend([escaped(&json), json, text.escape_debug().to_string(), text.escape_default().to_string()]);
-        let percent = utf8_percent_encode(text, RESERVED).to_string();
-        forms.extend([lower_hex(&percent), percent.replace("%20", "+"), percent]);
-        let hex = text.bytes().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
-        forms.extend([hex.to_uppercase(), hex]);
+        forms.push(text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;"));
+        for left in KEPT {
+            let percent = utf8_percent_encode(text, left).to_string();
+            forms.extend([lower_hex(&percent), percent.replace("%20", "+"), percent]);
+        }
+        for between in ["", ":", " ", "%"] {
+            let hex: Vec<String> = text.bytes().map(|byte| format!("{byte:02x}")).collect();
+            let hex = hex.join(between);
+            forms.extend([hex.to_uppercase(), hex]);
+        }
         forms.extend(base64_of(text.as_bytes()));
     }
     let mut wanted: Vec<String> = forms.split_off(plain.len());
@@ -176,6 +203,14 @@ fn forms_of(value: &str) -> Vec<String> {
 fn escaped(text: &str) -> String {
     let quoted = Value::from(text).to_string();
     quoted[1..quoted.len() - 1].to_owned()
+}
+
+/// As encoders write it that also escape the slash, or what has a meaning in HTML.
+fn json_of(json: &str) -> [String; 5] {
+    let html = |json: &str| json.replace('&', "\\u0026").replace('<', "\\u003c").replace('>', "\\u003e");
+    let upper = |json: &str| json.replace("\\u003c", "\\u003C").replace("\\u003e", "\\u003E");
+    let slash = json.replace('/', "\\/");
+    [upper(&html(json)), html(json), upper(&html(&slash)), html(&slash), slash]
 }
 
 /// `%2F` as `%2f`.
@@ -272,6 +307,25 @@ mod tests {
             rfc3986,
         ] {
             assert_eq!(clean(&format!("?t={text}&x")), "?t=[secret token]&x");
+        }
+    }
+
+    #[test]
+    fn what_other_languages_write_is_found() {
+        let value = "Sup3r/S3cr+t&Val?ue<9>";
+        let written = [
+            (r"Sup3r/S3cr+t\u0026Val?ue\u003c9\u003e", "Go's JSON"),
+            (r"Sup3r\/S3cr+t&Val?ue<9>", "PHP's JSON"),
+            (r"Sup3r\/S3cr+t\u0026Val?ue\u003C9\u003E", "with all its flags"),
+            ("Sup3r/S3cr%2Bt%26Val%3Fue%3C9%3E", "quote of Python"),
+            ("Sup3r%2FS3cr%2Bt%26Val%3Fue%3C9%3E", "encodeURIComponent"),
+            ("Sup3r/S3cr+t&amp;Val?ue&lt;9&gt;", "HTML"),
+            ("53:75:70:33:72:2f:53:33:63:72:2b:74:26:56:61:6c:3f:75:65:3c:39:3e", "a dump"),
+            ("53%75%70%33%72%2F%53%33%63%72%2B%74%26%56%61%6C%3F%75%65%3C%39%3E", "every byte"),
+        ];
+        for (text, whose) in written {
+            let clean = redactor(value).text(&format!("before {text} after"));
+            assert!(clean.contains("[secret token]") && !clean.contains("S3cr"), "{whose}: {clean}");
         }
     }
 

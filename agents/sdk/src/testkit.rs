@@ -31,6 +31,8 @@ pub struct Said {
     pub observations: Vec<Observation>,
     /// Lines of its log.
     pub log: Vec<String>,
+    /// The names of secrets that it has from elsewhere.
+    pub kept_secrets: Vec<String>,
 }
 
 #[derive(Default)]
@@ -119,6 +121,10 @@ impl Voice for Recorder {
 
     fn secret(&self, name: &str) -> Option<String> {
         self.secrets.get(name).cloned()
+    }
+
+    fn keep_secret(&self, name: &str, _: &str) {
+        self.said().kept_secrets.push(name.to_owned());
     }
 }
 

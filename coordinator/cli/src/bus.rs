@@ -4,7 +4,7 @@ use std::{os::unix::fs::PermissionsExt as _, path::Path};
 
 use muster_bus::{
     NatsOptions,
-    nats::{Login, NatsError},
+    nats::{self, Login, NatsError},
 };
 use nkeys::{KeyPair, KeyPairType};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
@@ -27,6 +27,11 @@ pub(crate) struct Access<'a> {
 }
 
 impl Access<'_> {
+    /// The servers, for people: without what a URL may say of a user.
+    pub(crate) fn shown(&self) -> String {
+        nats::shown(&self.servers.split(',').map(|server| server.trim().to_owned()).collect::<Vec<_>>())
+    }
+
     /// For an agent of this name, or for a coordinator.
     pub(crate) fn options(&self, agent: Option<&str>) -> Result<NatsOptions> {
         let servers = self.servers.split(',').map(str::trim).filter(|s| !s.is_empty());

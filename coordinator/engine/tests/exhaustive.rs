@@ -3,7 +3,10 @@
 
 mod common;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    io::Write as _,
+};
 
 use common::{World, moves, phase, plan, step, verify};
 use muster_engine::{
@@ -156,9 +159,23 @@ fn key(visit: &Visit) -> String {
     key
 }
 
-#[expect(clippy::print_stdout, reason = "how much was looked at is a result")]
+/// Past the test's own output, which nobody sees of a test that passes: how much was looked at is a result.
 fn report(what: &str, seen: &Seen) {
-    println!("{what}: {} distinct states, {} ends, {} moves", seen.states, seen.ends, seen.moves);
+    let line = format!("{what}: {} distinct states, {} ends, {} moves\n", seen.states, seen.ends, seen.moves);
+    std::io::stderr().write_all(line.as_bytes()).expect("stderr takes everything");
+}
+
+#[test]
+fn one_step_alone() {
+    for on_failure in [OnFailure::Undo, OnFailure::Pause, OnFailure::Continue] {
+        for on_cancel in [OnCancel::Keep, OnCancel::Undo] {
+            for needs in dags(1) {
+                let seen = explore(planned(&needs, on_failure, on_cancel), 3, 2);
+                report(&format!("one step {on_failure:?} {on_cancel:?}"), &seen);
+                assert!(seen.states > 100, "the search has looked at too little");
+            }
+        }
+    }
 }
 
 #[test]
@@ -183,6 +200,12 @@ fn all_dags_of_three_steps() {
         let seen = explore(planned(&needs, OnFailure::Undo, OnCancel::Undo), 1, cancels);
         report(&format!("{needs:?}"), &seen);
         assert!(seen.states > 100, "the search has looked at too little");
+    }
+    for needs in dags(3).into_iter().filter(|needs| needs.iter().filter(|n| !n.is_empty()).count() == 2) {
+        for on_failure in [OnFailure::Pause, OnFailure::Continue] {
+            let seen = explore(planned(&needs, on_failure, OnCancel::Keep), 1, 1);
+            report(&format!("{needs:?} {on_failure:?} Keep"), &seen);
+        }
     }
 }
 

@@ -205,12 +205,12 @@ impl NatsBus {
             match connect_options(&options, &probe_subject, &refused).await?.connect(&addresses[..]).await {
                 Ok(client) => break client,
                 Err(source) => {
-                    let error = connect_error(options.servers.join(", "), source);
+                    let error = connect_error(shown(&options.servers), source);
                     if !options.wait_for_server || !may_pass(&error) {
                         return Err(error);
                     }
                     let why = std::error::Error::source(&error).map(ToString::to_string);
-                    tracing::warn!(servers = options.servers.join(","), why, "NATS can't be reached yet");
+                    tracing::warn!(servers = shown(&options.servers), why, "NATS can't be reached yet");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(Duration::from_secs(8));
                 }
@@ -222,7 +222,7 @@ impl NatsBus {
         let link = Arc::new(Link { client, probe_subject });
         tokio::select! {
             () = refused.notified() => {
-                Err(NatsError::NotAllowed { servers: options.servers.join(", "), name: options.name })
+                Err(NatsError::NotAllowed { servers: shown(&options.servers), name: options.name })
             }
             () = link.wait_for_server() => Ok(Self { link }),
         }
@@ -258,11 +258,22 @@ fn addresses(servers: &[String]) -> Result<Vec<async_nats::ServerAddr>, NatsErro
     }
     servers
         .iter()
-        .map(|server| server.parse().map_err(|source| NatsError::Address { server: server.clone(), source }))
+        .map(|server| {
+            server.parse().map_err(|source| NatsError::Address { server: shown(std::slice::from_ref(server)), source })
+        })
         .collect()
 }
 
-/// A failed handshake comes as an I/O error; what TLS says is hidden in it.
+/// The servers, for people: a user and a password in a URL are nobody's business.
+pub fn shown(servers: &[String]) -> String {
+    let without = |server: &String| match (server.split_once("://"), server.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
+        (None, Some((_, host))) => host.to_owned(),
+        (_, None) => server.clone(),
+    };
+    servers.iter().map(without).collect::<Vec<_>>().join(", ")
+}
+
 fn connect_error(servers: String, source: async_nats::ConnectError) -> NatsError {
     use async_nats::ConnectErrorKind as Kind;
     match source.kind() {
@@ -275,6 +286,7 @@ fn connect_error(servers: String, source: async_nats::ConnectError) -> NatsError
     }
 }
 
+/// A failed handshake comes as an I/O error; what TLS says is hidden in it.
 fn is_of_tls(error: &(dyn std::error::Error + 'static)) -> bool {
     std::iter::successors(Some(error), |error| error.source())
         .filter_map(|error| error.downcast_ref::<std::io::Error>()?.get_ref())
@@ -492,5 +504,18 @@ impl Stream for NatsSubscription {
             ReplyTo::new(move |payload| Link::reply(link, subject, payload))
         });
         Poll::Ready(Some(Delivery { subject: message.subject.to_string(), payload: message.payload, reply }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_shown_who_a_url_names() {
+        let servers =
+            ["nats://bob:s3cret@host:4222", "tls://token@10.0.0.1:4222", "bob:s3c@ret@host:1", "nats://host:4222"];
+        let said = shown(&servers.map(str::to_owned));
+        assert_eq!(said, "nats://host:4222, tls://10.0.0.1:4222, host:1, nats://host:4222");
     }
 }

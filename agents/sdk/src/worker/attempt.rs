@@ -176,7 +176,7 @@ fn panicked(shared: &Shared, live: &Live, panic: &(dyn Any + Send)) -> ActionErr
         .map(|text| (*text).to_owned())
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_default();
-    let said = shared.mouth.redactor.text(&said);
+    let said = shared.mouth.redactor().text(&said);
     tracing::error!(
         action = live.task.action,
         run = live.task.key.run,
@@ -190,7 +190,7 @@ fn panicked(shared: &Shared, live: &Live, panic: &(dyn Any + Send)) -> ActionErr
 /// Report `prepared` until it is recorded; on any other final answer, or when the attempt is stopped, nothing is changed.
 async fn prepare(shared: Arc<Shared>, live: Arc<Live>, undo: Value) -> Result<(), Broken> {
     let mut clean = undo.clone();
-    shared.mouth.redactor.value(&mut clean);
+    shared.mouth.redactor().value(&mut clean);
     if clean != undo {
         return Err(ActionError::permanent("what undo would need holds a secret; keep its name, not its value").into());
     }
@@ -222,7 +222,7 @@ fn report_of(live: &Live, instance: &str, report: ReportBody) -> Report {
 }
 
 fn redact(shared: &Shared, outcome: &mut Outcome) {
-    let redactor = &shared.mouth.redactor;
+    let redactor = shared.mouth.redactor();
     match outcome {
         Outcome::Succeeded { output, observations, .. } => {
             redactor.value(output);

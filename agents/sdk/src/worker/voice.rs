@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -60,8 +60,15 @@ struct Said {
 pub(crate) struct Mouth {
     instance: String,
     secrets: BTreeMap<String, String>,
-    pub(crate) redactor: Redactor,
+    /// What is left out: the agent's secrets, and those that actions have had from elsewhere.
+    known: RwLock<Known>,
     logs: mpsc::Sender<LogLine>,
+}
+
+#[derive(Default)]
+struct Known {
+    secrets: BTreeMap<String, String>,
+    redactor: Arc<Redactor>,
 }
 
 impl Live {
@@ -140,7 +147,7 @@ impl Live {
 
 impl Voice for Live {
     fn progress(&self, message: &str, percent: Option<u8>) {
-        let message = text::head(&self.mouth.redactor.text(message), LINE);
+        let message = text::head(&self.mouth.redactor().text(message), LINE);
         let percent = percent.map(|percent| percent.min(100));
         let mut said = self.said();
         if said.message != message || said.percent != percent {
@@ -151,7 +158,7 @@ impl Voice for Live {
     }
 
     fn observe(&self, mut observation: Observation) {
-        self.mouth.redactor.observation(&mut observation);
+        self.mouth.redactor().observation(&mut observation);
         let mut said = self.said();
         if said.observations.len() < OBSERVATIONS {
             said.observations.push(observation);
@@ -166,7 +173,7 @@ impl Voice for Live {
             key: self.task.key.clone(),
             line: number,
             at_ms: jiff::Timestamp::now().as_millisecond(),
-            text: text::head(&self.mouth.redactor.text(line), LINE),
+            text: text::head(&self.mouth.redactor().text(line), LINE),
         };
         // A gap in the numbers says that it was lost.
         let _ = self.mouth.logs.try_send(line);
@@ -175,12 +182,35 @@ impl Voice for Live {
     fn secret(&self, name: &str) -> Option<String> {
         self.task.secrets.iter().any(|allowed| allowed == name).then(|| self.mouth.secrets.get(name).cloned()).flatten()
     }
+
+    fn keep_secret(&self, name: &str, value: &str) {
+        self.mouth.keep_secret(name, value);
+    }
 }
 
 impl Mouth {
     pub(crate) fn new(instance: String, secrets: BTreeMap<String, String>, logs: mpsc::Sender<LogLine>) -> Self {
-        let redactor = Redactor::new(&secrets);
-        Self { instance, secrets, redactor, logs }
+        let known = Known { redactor: Arc::new(Redactor::new(&secrets)), secrets: secrets.clone() };
+        Self { instance, secrets, known: RwLock::new(known), logs }
+    }
+
+    /// Takes out every value that is known so far.
+    pub(crate) fn redactor(&self) -> Arc<Redactor> {
+        Arc::clone(&self.known.read().unwrap_or_else(PoisonError::into_inner).redactor)
+    }
+
+    fn keep_secret(&self, name: &str, value: &str) {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        if value.is_empty() || known.secrets.values().any(|there| there == value) {
+            return;
+        }
+        // The name of a file whose password has changed stands for both.
+        let mut key = name.to_owned();
+        while known.secrets.contains_key(&key) {
+            key.push('\'');
+        }
+        known.secrets.insert(key, value.to_owned());
+        known.redactor = Arc::new(Redactor::new(&known.secrets));
     }
 }
 
@@ -230,4 +260,24 @@ pub(crate) async fn publish_logs(shared: Arc<Shared>, mut lines: mpsc::Receiver<
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_action_has_from_a_file_is_left_out_from_then_on() {
+        let (logs, _) = mpsc::channel(1);
+        let mouth = Mouth::new("i".to_owned(), [("token".to_owned(), "t0k3n-value".to_owned())].into(), logs);
+        let said = "t0k3n-value, f1le-passw0rd and n3w-passw0rd";
+        assert_eq!(mouth.redactor().text(said), "[secret token], f1le-passw0rd and n3w-passw0rd");
+        mouth.keep_secret("/etc/pw", "f1le-passw0rd");
+        mouth.keep_secret("/etc/pw", "f1le-passw0rd");
+        mouth.keep_secret("/etc/pw", "");
+        // The file has another password by now; the old one is still a secret.
+        mouth.keep_secret("/etc/pw", "n3w-passw0rd");
+        assert_eq!(mouth.redactor().text(said), "[secret token], [secret /etc/pw] and [secret /etc/pw']");
+        assert_eq!(mouth.secrets.len(), 1, "no task can ask for it by name");
+    }
 }

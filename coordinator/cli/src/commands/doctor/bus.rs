@@ -53,10 +53,10 @@ async fn connect(settings: &ServeSettings, checks: &mut Vec<Check>) -> Option<Na
     let (check, bus) = match connected {
         Some(Ok(bus)) => {
             let version = bus.server_version();
-            (Check::ok("nats", format!("{} answers: nats-server {version}", settings.nats)), Some(bus))
+            (Check::ok("nats", format!("{} answers: nats-server {version}", settings.access().shown())), Some(bus))
         }
         Some(Err(error)) => (Check::error("nats", not_connected(&error)), None),
-        None => (Check::error("nats", CliError::unanswered(&settings.nats, WITHIN)), None),
+        None => (Check::error("nats", CliError::unanswered(&settings.access().shown(), WITHIN)), None),
     };
     checks.push(check);
     bus
