@@ -123,7 +123,7 @@ pub trait Journal: Send + Sync + 'static {
     fn append(&self, appends: Vec<StreamAppend>) -> Appended;
 
     /// All records after a position, in the order of the log, each with the position of its batch. Reads only what was
-    /// synced when the call was made.
+    /// synced when the call was made. After a position before [`Journal::begins`]: every stream that is kept, whole.
     ///
     /// # Errors
     /// A damaged record is an error that names the place and the streams it may belong to; reading can go on behind it.
@@ -138,8 +138,51 @@ pub trait Journal: Send + Sync + 'static {
     /// The end of what is on disk.
     fn head(&self) -> Head;
 
+    /// Up to here records were let go; 0: none were.
+    fn begins(&self) -> Position {
+        Position(0)
+    }
+
+    /// The records that are older than a moment, as far as they can go; none: there are none. Blocks.
+    ///
+    /// # Errors
+    /// A file can't be read.
+    fn old(&self, _until: Timestamp) -> Result<Option<Old>, ReadError> {
+        Ok(None)
+    }
+
+    /// Let the old records go: of the streams named in `keep`, and of those that have newer records, all records are written once
+    /// more, unchanged, before that; the others are forgotten, and a stream of their name begins anew. Nothing is let go if one of
+    /// them has got a record since. Blocks for as long as it takes to write what is kept.
+    ///
+    /// # Errors
+    /// Nothing was let go; it can be tried again.
+    fn let_go(&self, old: &Old, _keep: &[StreamId], _at: Timestamp, _by: &Actor) -> Result<Position, LetGoError> {
+        Ok(old.before)
+    }
+
     /// How many syncs of the hot path there were since the start, for figures.
     fn syncs(&self) -> u64;
+}
+
+/// What is old enough to go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Old {
+    /// Everything before this batch.
+    pub before: Position,
+    /// The streams that have records there, and whether none of theirs is newer.
+    pub streams: Vec<(StreamId, bool)>,
+}
+
+/// Why nothing was let go.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LetGoError {
+    /// What is kept can't be read.
+    #[error("what is to be kept can't be read")]
+    Read(#[from] ReadError),
+    /// What is kept can't be written, or a stream got a record meanwhile.
+    #[error("what is to be kept can't be written")]
+    Append(#[from] AppendError),
 }
 
 /// Why a record could not be read.

@@ -18,6 +18,7 @@ mod index;
 mod open;
 mod queue;
 mod read;
+mod retain;
 mod scan;
 #[cfg(test)]
 mod tests;
@@ -34,19 +35,22 @@ use std::{
     thread::{self, JoinHandle},
 };
 
+use jiff::Timestamp;
+use muster_engine::ids::Actor;
 use tokio::sync::{oneshot, watch};
 
 pub use self::walk::Loss;
 use self::{
-    commit::{Committer, Request, Spare},
+    commit::{Committer, Request, Spare, Work},
     disk::{Disk, RealDisk},
     files::Lock,
     index::{Index, Place},
     queue::Queue,
-    read::Reader,
+    read::{Carried, Reader},
 };
 use super::{
-    AppendError, Appended, Head, Journal, MAX_APPEND_BYTES, Position, ReadError, Record, StreamAppend, StreamId, record,
+    AppendError, Appended, Head, Journal, LetGoError, MAX_APPEND_BYTES, Old, Position, ReadError, Record, StreamAppend,
+    StreamId, record,
 };
 use crate::metrics::JOURNAL_SYNCS;
 
@@ -191,6 +195,15 @@ impl Shared {
         metrics::counter!(JOURNAL_SYNCS).increment(syncs);
     }
 
+    fn hand_over(&self, work: Work, bytes: usize) -> Appended {
+        let (answer, appended) = oneshot::channel();
+        if let Err((request, why)) = self.queue.push(Request { work, bytes, answer }, self.queue_bytes) {
+            // The receiver is still in our hands.
+            let _ = request.answer.send(Err(AppendError::Unavailable(why.into())));
+        }
+        appended
+    }
+
     fn set_health(&self, health: Health) {
         self.health.send_if_modified(|old| {
             let changed = *old != health;
@@ -278,28 +291,23 @@ impl Drop for LogJournal {
 
 impl Journal for LogJournal {
     fn append(&self, appends: Vec<StreamAppend>) -> Appended {
-        let (answer, appended) = oneshot::channel();
-        let refused = match super::check_size(&appends, MAX_APPEND_BYTES) {
-            Ok(bytes) => {
-                let pushed = self.shared.queue.push(Request { appends, bytes, answer }, self.shared.queue_bytes);
-                pushed.err().map(|(request, why)| (request.answer, AppendError::Unavailable(why.into())))
+        match super::check_size(&appends, MAX_APPEND_BYTES) {
+            Ok(bytes) => self.shared.hand_over(Work::Append(appends), bytes),
+            Err(error) => {
+                let (answer, appended) = oneshot::channel();
+                // The receiver is still in our hands.
+                let _ = answer.send(Err(error));
+                appended
             }
-            Err(error) => Some((answer, error)),
-        };
-        if let Some((answer, error)) = refused {
-            // The receiver is still in our hands.
-            let _ = answer.send(Err(error));
         }
-        appended
     }
 
     fn read(&self, after: Position) -> Box<dyn Iterator<Item = Result<(Position, Record), ReadError>> + Send> {
-        let segments = {
-            let index = self.shared.index();
-            let from = index.segments.partition_point(|segment| segment.first <= after.0 + 1).saturating_sub(1);
-            index.segments[from..].to_vec()
-        };
-        Box::new(Reader::new(segments, after))
+        let index = self.shared.index();
+        let from = index.segments.partition_point(|segment| segment.first <= after.0 + 1).saturating_sub(1);
+        let is_before = after < index.begins();
+        let carried = if is_before { Carried::Wanted(index.carried_streams()) } else { Carried::Known };
+        Box::new(Reader::new(index.segments[from..].to_vec(), after, carried))
     }
 
     fn read_stream(&self, stream: &StreamId, after_seq: u64, limit: usize) -> Result<Vec<Record>, ReadError> {
@@ -308,6 +316,18 @@ impl Journal for LogJournal {
 
     fn damaged(&self) -> Vec<StreamId> {
         self.shared.index().damaged_streams()
+    }
+
+    fn begins(&self) -> Position {
+        self.shared.index().begins()
+    }
+
+    fn old(&self, until: Timestamp) -> Result<Option<Old>, ReadError> {
+        retain::old(&self.shared, until)
+    }
+
+    fn let_go(&self, old: &Old, keep: &[StreamId], at: Timestamp, by: &Actor) -> Result<Position, LetGoError> {
+        retain::let_go(&self.shared, old, keep, at, by)
     }
 
     fn head(&self) -> Head {

@@ -1,6 +1,7 @@
 //! The committer: one thread that gathers, writes, syncs and answers.
 
 use std::{
+    collections::HashSet,
     fs::File,
     io,
     path::{Path, PathBuf},
@@ -18,20 +19,44 @@ use super::{
     Health, Shared,
     disk::{DiskFile, fill, is_no_room},
     files,
-    format::{self, Commit},
+    format::{self, CARRYING_VERSION, Commit, SEGMENT_VERSION},
     index::{Index, Place, Segment, Slot},
 };
 use crate::journal::{
-    AppendError, Position, StreamAppend,
+    AppendError, Position, StreamAppend, StreamId,
     record::{self, Chain, LineHash},
 };
 
-/// An append that waits for its answer.
+/// Work that waits for its answer.
 pub(crate) struct Request {
-    pub(crate) appends: Vec<StreamAppend>,
+    pub(crate) work: Work,
     /// An upper bound of what it takes in the log.
     pub(crate) bytes: usize,
     pub(crate) answer: Answer,
+}
+
+/// What the committer does.
+pub(crate) enum Work {
+    /// Write records.
+    Append(Vec<StreamAppend>),
+    /// Write records once more, so that where they are now can go.
+    Carry(Vec<CarriedStream>),
+    /// Write the records, then forget the segments before this batch, and streams of which nothing is behind it. A stream that
+    /// has a record before it and is not named is a conflict.
+    LetGo {
+        before: Position,
+        streams: Vec<StreamId>,
+        append: Vec<StreamAppend>,
+    },
+}
+
+/// All records of a stream.
+pub(crate) struct CarriedStream {
+    pub(crate) stream: StreamId,
+    /// The last one's number; another one is a conflict.
+    pub(crate) seq: u64,
+    /// With their line ends.
+    pub(crate) lines: Vec<u8>,
 }
 
 /// Where the answer to an append goes.
@@ -63,6 +88,8 @@ pub(crate) struct Active {
     pub(crate) end: u64,
     /// There is no batch in it yet.
     pub(crate) empty: bool,
+    /// Of its shape.
+    pub(crate) version: u32,
 }
 
 /// A thread that does what need not be done on the hot path, and ends when the committer does.
@@ -88,6 +115,8 @@ struct BatchBuffer {
     streams: Vec<Slot>,
     /// Stream, offset in the batch and count of records that lie side by side.
     places: Vec<(Slot, usize, usize)>,
+    /// See [`format::CommitLine::carried`].
+    carried: bool,
     answers: Vec<(Answer, Result<(), AppendError>)>,
 }
 
@@ -111,11 +140,24 @@ impl Committer {
         let mut waiting = Vec::new();
         while self.shared.queue.take(&mut waiting) {
             // What is left of `waiting` when the log ends is dropped, which its senders take for `Unavailable`.
-            for request in waiting.drain(..) {
-                if self.batch.bytes.len() + request.bytes > FULL_BATCH_BYTES && !self.commit() {
+            for Request { work, bytes, answer } in waiting.drain(..) {
+                let is_full = self.batch.bytes.len() + bytes > FULL_BATCH_BYTES;
+                let goes_on = match work {
+                    Work::Append(appends) => {
+                        let goes_on = !is_full || self.commit();
+                        if goes_on {
+                            self.stage(&appends, answer);
+                        }
+                        goes_on
+                    }
+                    Work::Carry(streams) => self.commit() && self.carry(&streams, answer),
+                    Work::LetGo { before, streams, append } => {
+                        self.commit() && self.let_go(before, &streams, &append, answer)
+                    }
+                };
+                if !goes_on {
                     return;
                 }
-                self.stage(request);
             }
             if !self.commit() {
                 return;
@@ -124,18 +166,85 @@ impl Committer {
     }
 
     /// Puts an append into the batch, if it fits to what is there.
-    fn stage(&mut self, request: Request) {
-        let Request { appends, answer, .. } = request;
+    fn stage(&mut self, appends: &[StreamAppend], answer: Answer) {
         let mut index = self.shared.index();
         let damaged = appends.iter().try_for_each(|append| index.check_damage(&append.stream));
-        let checked = damaged.and_then(|()| crate::journal::check_expected(&appends, |stream| index.seq_of(stream)));
+        let checked = damaged.and_then(|()| crate::journal::check_expected(appends, |stream| index.seq_of(stream)));
         if checked.is_ok() {
             let next = self.position + 1;
-            for append in &appends {
+            for append in appends {
                 self.batch.stage(&mut index, append, next);
             }
         }
         self.batch.answers.push((answer, checked));
+    }
+
+    /// A batch of its own, of whole streams as they stand. `false` as in [`Committer::commit`].
+    fn carry(&mut self, streams: &[CarriedStream], answer: Answer) -> bool {
+        {
+            let mut index = self.shared.index();
+            let checked = streams.iter().try_for_each(|carried| {
+                index.check_damage(&carried.stream)?;
+                conflict(&carried.stream, carried.seq, index.seq_of(&carried.stream))
+            });
+            if let Err(error) = checked {
+                drop(index);
+                send(answer, Err(error));
+                return true;
+            }
+            for carried in streams {
+                self.batch.carry(&mut index, carried, self.position + 1);
+            }
+            self.batch.answers.push((answer, Ok(())));
+        }
+        self.commit()
+    }
+
+    /// See [`Work::LetGo`]. `false` as in [`Committer::commit`].
+    fn let_go(&mut self, before: Position, streams: &[StreamId], append: &[StreamAppend], answer: Answer) -> bool {
+        let found = {
+            let index = self.shared.index();
+            let segments = index.segments.partition_point(|segment| segment.first < before.0);
+            let named: HashSet<&StreamId> = streams.iter().collect();
+            let there = index.streams_in_first(segments);
+            let unnamed = there.iter().find(|(stream, is_whole)| !is_whole || !named.contains(stream));
+            let is_there = segments <= index.sound_segments();
+            match unnamed {
+                Some((stream, _)) => Err(AppendError::Conflict {
+                    stream: stream.clone(),
+                    expected: 0,
+                    actual: index.seq_of(stream),
+                }),
+                None if !is_there => Err(AppendError::Unavailable("what is to be let go is still in use".into())),
+                None => Ok((segments, there.into_iter().map(|(stream, _)| stream).collect::<Vec<_>>())),
+            }
+        };
+        let (segments, streams) = match found {
+            Ok(found) => found,
+            Err(error) => {
+                send(answer, Err(error));
+                return true;
+            }
+        };
+        let (done, mut was_done) = oneshot::channel();
+        self.stage(append, done);
+        if !self.commit() {
+            return false;
+        }
+        let result = was_done.try_recv().unwrap_or_else(|_| Err(AppendError::Unavailable("nothing was written".into())));
+        send(answer, result.and_then(|position| self.remove(segments, &streams).map(|()| position)));
+        true
+    }
+
+    /// The log has said that these are not needed any more. They are gone for good before the next record is written: a stream
+    /// that begins anew under the name of one of them must not meet the old one at the next start.
+    fn remove(&mut self, segments: usize, streams: &[StreamId]) -> Result<(), AppendError> {
+        let paths: Vec<PathBuf> =
+            self.shared.index().segments[..segments].iter().map(|segment| segment.path.clone()).collect();
+        let removed = files::remove(&paths).and_then(|()| self.shared.disk.sync_dir(&files::log_dir(&self.shared.data)));
+        removed.map_err(|e| AppendError::Unavailable(format!("old segments can't be removed: {e}")))?;
+        self.shared.index().let_go(segments, streams);
+        Ok(())
     }
 
     /// Writes and syncs the batch and answers everyone in it. `false`: the log can't go on, and everyone is told.
@@ -155,6 +264,7 @@ impl Committer {
                 chain: &chain,
                 streams: self.batch.streams.iter().map(|slot| index.name(*slot)),
                 before: self.before.iter().map(|slot| index.name(*slot)),
+                carried: self.batch.carried,
             };
             format::write_commit(&mut self.batch.bytes, commit);
         }
@@ -183,7 +293,9 @@ impl Committer {
     fn write(&mut self, number: u64) -> Result<u64, String> {
         let bytes = &self.batch.bytes;
         let (from, end) = (self.active.end, self.active.end + bytes.len() as u64);
-        let result = if end > self.shared.segment_bytes && !self.active.empty {
+        // What an older muster would take for damage is in no segment that it would read.
+        let is_too_old = self.batch.carried && self.active.version < CARRYING_VERSION;
+        let result = if is_too_old || (end > self.shared.segment_bytes && !self.active.empty) {
             self.roll(number)
         } else {
             let file = &mut self.active.file;
@@ -240,7 +352,8 @@ impl Committer {
     /// Begins the segment whose first batch this is. Nothing of it is in its place before all of it is on the disk.
     fn roll(&mut self, number: u64) -> io::Result<u64> {
         let (dir, path) = (files::log_dir(&self.shared.data), files::segment_file(&self.shared.data, number));
-        let line = format::segment_line(&self.shared.cluster, number - 1, &self.chain);
+        let version = if self.batch.carried { CARRYING_VERSION } else { SEGMENT_VERSION };
+        let line = format::segment_line(version, &self.shared.cluster, number - 1, &self.chain);
         let spare = self.spare.ready.try_recv().ok();
         self.spare.ordered &= spare.is_none();
         let (mut file, made) = match spare.flatten() {
@@ -255,7 +368,7 @@ impl Committer {
         self.shared.count_syncs(2);
         let from = line.len() as u64;
         let end = from + self.batch.bytes.len() as u64;
-        self.active = Active { file, end, empty: false };
+        self.active = Active { file, end, empty: false, version };
         let mut index = self.shared.index();
         // A segment that was to begin with this very batch has been replaced.
         index.segments.retain(|segment| segment.first != number);
@@ -263,17 +376,25 @@ impl Committer {
             // A thread that is gone leaves the zeros, which do no harm.
             let _ = self.spare.orders.send(Order::Trim(full.path.clone(), full.end));
         }
-        index.segments.push(Segment { path, first: number, end: from, marks: vec![(Position(number), from)] });
+        let marks = vec![(Position(number), from)];
+        index.segments.push(Segment { path, version, first: number, end: from, marks, newest: None });
         Ok(from)
     }
 
     fn publish(&mut self, from: u64) {
         let mut index = self.shared.index();
-        let segment = index.segments.len() - 1;
+        let segment = index.last_segment();
         let to = from + self.batch.bytes.len() as u64;
         index.advance(Position(self.position), self.chain, from, to);
-        for &(slot, at, count) in &self.batch.places {
-            index.synced(slot, Place::new(segment, from + at as u64, count));
+        let place = |&(slot, at, count): &(Slot, usize, usize)| (slot, Place::new(segment, from + at as u64, count));
+        if self.batch.carried {
+            for places in self.batch.places.chunk_by(|a, b| a.0 == b.0) {
+                index.carried(places[0].0, places.iter().map(|of| place(of).1).collect(), self.position);
+            }
+        } else {
+            for (slot, place) in self.batch.places.iter().map(place) {
+                index.synced(slot, place);
+            }
         }
     }
 }
@@ -296,7 +417,23 @@ impl BatchBuffer {
         }
     }
 
+    fn carry(&mut self, index: &mut Index, carried: &CarriedStream, batch: u64) {
+        let slot = index.slot(&carried.stream);
+        index.touch(slot, batch);
+        self.streams.push(slot);
+        self.carried = true;
+        let lines: Vec<&[u8]> = carried.lines.split_inclusive(|b| *b == b'\n').collect();
+        for lines in lines.chunks(Place::MAX_COUNT) {
+            self.places.push((slot, self.bytes.len(), lines.len()));
+            for line in lines {
+                self.hashes.push(record::hash_line(line.strip_suffix(b"\n").unwrap_or(line)));
+                self.bytes.extend_from_slice(line);
+            }
+        }
+    }
+
     fn clear(&mut self) {
+        self.carried = false;
         self.bytes.clear();
         self.hashes.clear();
         self.streams.clear();
@@ -346,6 +483,11 @@ impl Shared {
         fill(&mut *file, self.segment_bytes)?;
         Ok(file)
     }
+}
+
+fn conflict(stream: &StreamId, expected: u64, actual: u64) -> Result<(), AppendError> {
+    let stream = || stream.clone();
+    if expected == actual { Ok(()) } else { Err(AppendError::Conflict { stream: stream(), expected, actual }) }
 }
 
 fn send(answer: Answer, result: Result<Position, AppendError>) {

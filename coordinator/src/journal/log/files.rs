@@ -46,6 +46,17 @@ pub(crate) fn segments(data: &Path) -> Result<Vec<(u64, PathBuf)>, OpenError> {
     Ok(found)
 }
 
+/// Takes files away, one after the other, so that what is left is without gaps whenever this ends.
+pub(crate) fn remove(paths: &[PathBuf]) -> io::Result<()> {
+    for path in paths {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(_) | Ok(()) => {}
+        }
+    }
+    Ok(())
+}
+
 /// The right to use a data directory, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Lock {

@@ -12,8 +12,11 @@ use crate::journal::{
     record::{Chain, write_hex, write_json_str},
 };
 
-/// Version of the segment's shape.
+/// Version of a segment that holds what every muster has written.
 pub(crate) const SEGMENT_VERSION: u32 = 1;
+
+/// Version of a segment that may hold carried batches: records that have been in the log before.
+pub(crate) const CARRYING_VERSION: u32 = 2;
 
 /// What a commit line begins with, and nothing else does.
 pub(crate) const COMMIT_START: &[u8] = b"{\"batch\":";
@@ -51,6 +54,9 @@ pub(crate) struct CommitLine {
     pub(crate) streams: Vec<StreamId>,
     /// Streams of the batch before, so that a damaged one still names its victims.
     pub(crate) before: Vec<StreamId>,
+    /// Its records are copies of older ones: streams from their first record up to where they stand.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) carried: bool,
 }
 
 /// What goes into a commit line.
@@ -60,6 +66,7 @@ pub(crate) struct Commit<'a, S, B> {
     pub(crate) chain: &'a Chain,
     pub(crate) streams: S,
     pub(crate) before: B,
+    pub(crate) carried: bool,
 }
 
 /// Ends the batch whose record lines are all of `out`.
@@ -67,7 +74,7 @@ pub(crate) fn write_commit<'a>(
     out: &mut Vec<u8>,
     commit: Commit<'_, impl Iterator<Item = &'a str>, impl Iterator<Item = &'a str>>,
 ) {
-    let (bytes, Commit { batch, records, chain, streams, before }) = (out.len(), commit);
+    let (bytes, Commit { batch, records, chain, streams, before, carried }) = (out.len(), commit);
     out.extend_from_slice(COMMIT_START);
     write!(out, "{batch},\"records\":{records},\"bytes\":{bytes},\"chain\":\"").expect("a Vec takes every write");
     write_hex(out, chain);
@@ -76,13 +83,16 @@ pub(crate) fn write_commit<'a>(
     out.extend_from_slice(b"],\"before\":[");
     write_names(out, before);
     out.push(b']');
+    if carried {
+        out.extend_from_slice(b",\"carried\":true");
+    }
     seal(out, 0);
 }
 
 /// The first line of a segment.
-pub(crate) fn segment_line(cluster: &str, batch: u64, chain: &Chain) -> Vec<u8> {
+pub(crate) fn segment_line(version: u32, cluster: &str, batch: u64, chain: &Chain) -> Vec<u8> {
     let mut out = Vec::new();
-    write!(out, "{{\"segment\":{SEGMENT_VERSION},\"cluster\":").expect("a Vec takes every write");
+    write!(out, "{{\"segment\":{version},\"cluster\":").expect("a Vec takes every write");
     write_json_str(&mut out, cluster);
     write!(out, ",\"continues\":{{\"batch\":{batch},\"chain\":\"").expect("a Vec takes every write");
     write_hex(&mut out, chain);
@@ -131,7 +141,7 @@ mod tests {
     fn no_byte_of_a_sealed_batch_can_differ() {
         let mut batch = b"{\"v\":1}\n".to_vec();
         let commit =
-            Commit { batch: 7, records: 1, chain: &[9; 32], streams: ["a"].into_iter(), before: [].into_iter() };
+            Commit { batch: 7, records: 1, chain: &[9; 32], streams: ["a"].into_iter(), before: [].into_iter(), carried: true };
         write_commit(&mut batch, commit);
         assert!(is_sealed(&batch));
         for at in 0..batch.len() {
@@ -146,7 +156,7 @@ mod tests {
 
     #[test]
     fn lines_read_back() {
-        let line = segment_line("c", 3, &[0xab; 32]);
+        let line = segment_line(SEGMENT_VERSION, "c", 3, &[0xab; 32]);
         assert!(is_sealed(&line));
         let back: SegmentLine = serde_json::from_slice(&line).unwrap();
         assert_eq!((back.segment, back.continues.batch), (1, 3));
@@ -159,6 +169,7 @@ mod tests {
             chain: &[1; 32],
             streams: streams.into_iter(),
             before: ["key/1"].into_iter(),
+            carried: false,
         };
         write_commit(&mut batch, commit);
         let back: CommitLine = serde_json::from_slice(&batch).unwrap();

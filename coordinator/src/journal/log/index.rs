@@ -2,6 +2,8 @@
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
+use jiff::Timestamp;
+
 use crate::journal::{
     AppendError, NewRecord, Position, StreamId,
     record::{self, Chain, LineHash, NO_CHAIN, PrevHash},
@@ -23,6 +25,8 @@ pub(crate) struct Stream {
     pub(crate) synced_prev: PrevHash,
     /// Where its synced records are.
     pub(crate) places: Vec<Place>,
+    /// The batch that carries it from its first record on; 0: it stands where it was first written.
+    carried_at: u64,
 }
 
 /// Records of one stream that lie side by side.
@@ -59,12 +63,16 @@ impl Place {
 #[derive(Clone, Debug)]
 pub(crate) struct Segment {
     pub(crate) path: PathBuf,
+    /// Of its shape.
+    pub(crate) version: u32,
     /// Its first batch.
     pub(crate) first: u64,
     /// The end of its last synced batch.
     pub(crate) end: u64,
     /// Where batches begin, the first one and about one in a megabyte, so that a reader need not begin at the start.
     pub(crate) marks: Vec<(Position, u64)>,
+    /// When its newest record was made; none: nobody has looked yet.
+    pub(crate) newest: Option<Timestamp>,
 }
 
 const MARK_EVERY_BYTES: u64 = 1 << 20;
@@ -76,6 +84,10 @@ pub(crate) struct Index {
     /// Streams that lost records, with what was lost.
     damaged: HashMap<Slot, String>,
     pub(crate) segments: Vec<Segment>,
+    /// How many segments were let go: places count them, too.
+    pub(crate) gone: usize,
+    /// Slots of streams that were let go.
+    free: Vec<Slot>,
     /// The end of what is synced.
     pub(crate) position: Position,
     pub(crate) chain: Chain,
@@ -88,6 +100,8 @@ impl Default for Index {
             streams: Vec::new(),
             damaged: HashMap::new(),
             segments: Vec::new(),
+            gone: 0,
+            free: Vec::new(),
             position: Position(0),
             chain: NO_CHAIN,
         }
@@ -113,16 +127,32 @@ impl Index {
     }
 
     pub(crate) fn streams(&self) -> usize {
-        self.streams.len()
+        self.slots.len()
+    }
+
+    /// The last batch before the first one that is kept.
+    pub(crate) fn begins(&self) -> Position {
+        Position(self.segments.first().map_or(0, |segment| segment.first - 1))
+    }
+
+    /// The segment that is written now, as places count.
+    pub(crate) fn last_segment(&self) -> usize {
+        self.gone + self.segments.len() - 1
     }
 
     pub(crate) fn slot(&mut self, stream: &StreamId) -> Slot {
         if let Some(slot) = self.slots.get(&*stream.0) {
             return *slot;
         }
-        let slot = Slot::try_from(self.streams.len()).expect("memory ends before four thousand million streams");
+        let fresh = Stream { name: stream.0.clone(), ..Stream::default() };
+        let slot = if let Some(free) = self.free.pop() {
+            self.streams[free as usize] = fresh;
+            free
+        } else {
+            self.streams.push(fresh);
+            Slot::try_from(self.streams.len() - 1).expect("memory ends before four thousand million streams")
+        };
         self.slots.insert(stream.0.clone(), slot);
-        self.streams.push(Stream { name: stream.0.clone(), ..Stream::default() });
         slot
     }
 
@@ -179,6 +209,69 @@ impl Index {
         stream.seq = seq;
         stream.prev = record::prev_of(hash);
         result
+    }
+
+    /// Takes in the last of a stream's carried records that were read from the log, all of which follow from each other. They
+    /// stand for what was there of the stream before.
+    ///
+    /// # Errors
+    /// What does not end where the stream stands.
+    pub(crate) fn replay_carried(&mut self, slot: Slot, seq: u64, hash: &LineHash) -> Result<(), String> {
+        let stream = &mut self.streams[slot as usize];
+        let prev = record::prev_of(hash);
+        if stream.seq > 0 && (stream.seq, stream.prev) != (seq, prev) {
+            return Err(format!("{} is carried up to record {seq}, but stands at {}", stream.name, stream.seq));
+        }
+        (stream.seq, stream.prev) = (seq, prev);
+        Ok(())
+    }
+
+    /// A stream whose first record that is there is not its first one: it stands there, and is carried later on.
+    pub(crate) fn begin_within(&mut self, slot: Slot, seq: u64, hash: &LineHash) {
+        let stream = &mut self.streams[slot as usize];
+        (stream.seq, stream.prev) = (seq, record::prev_of(hash));
+    }
+
+    /// Carried records are on disk, and those they stand for are not needed any more.
+    pub(crate) fn carried(&mut self, slot: Slot, places: Vec<Place>, batch: u64) {
+        let stream = &mut self.streams[slot as usize];
+        stream.synced_prev = stream.prev;
+        stream.places = places;
+        stream.carried_at = batch;
+    }
+
+    /// The streams that are carried, and by which batch.
+    pub(crate) fn carried_streams(&self) -> HashMap<Arc<str>, u64> {
+        let carried = self.slots.values().map(|slot| self.stream(*slot)).filter(|stream| stream.carried_at > 0);
+        carried.map(|stream| (Arc::clone(&stream.name), stream.carried_at)).collect()
+    }
+
+    /// How many of the first segments hold nothing of damaged streams, which can't be carried, and nothing that is unsynced.
+    pub(crate) fn sound_segments(&self) -> usize {
+        let damaged = self.damaged.keys().filter_map(|slot| self.stream(*slot).places.first());
+        let damaged = damaged.map(|place| place.segment() - self.gone).min();
+        damaged.unwrap_or(usize::MAX).min(self.segments.len().saturating_sub(1))
+    }
+
+    /// The streams that have records in the first segments, and whether all their records are there.
+    pub(crate) fn streams_in_first(&self, segments: usize) -> Vec<(StreamId, bool)> {
+        let end = self.gone + segments;
+        let is_in = |place: Option<&Place>| place.is_some_and(|place| place.segment() < end);
+        let streams = self.slots.values().map(|slot| self.stream(*slot)).filter(|stream| is_in(stream.places.first()));
+        streams.map(|stream| (StreamId(Arc::clone(&stream.name)), is_in(stream.places.last()))).collect()
+    }
+
+    /// Forgets the streams and the first segments.
+    pub(crate) fn let_go(&mut self, segments: usize, streams: &[StreamId]) {
+        for stream in streams {
+            if let Some(slot) = self.slots.remove(&*stream.0) {
+                self.streams[slot as usize] = Stream::default();
+                self.damaged.remove(&slot);
+                self.free.push(slot);
+            }
+        }
+        self.gone += segments;
+        self.segments.drain(..segments);
     }
 
     /// The records are on disk.

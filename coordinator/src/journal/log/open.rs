@@ -87,6 +87,7 @@ impl Setup<'_> {
             tracing::error!(%loss, "records were lost");
         }
         let mut index = walked.index;
+        self.finish_letting_go(&mut index, walked.may_begin_at)?;
         let (position, chain) = (index.position, index.chain);
         let accepted_loss = !refused.is_empty() || self.options.restored;
         if accepted_loss {
@@ -115,6 +116,22 @@ impl Setup<'_> {
         Ok(Opened { lock, index, before: walked.last_streams, active, head, opening })
     }
 
+    /// A crash may have come between the word that segments may go, and their end.
+    fn finish_letting_go(&self, index: &mut Index, may_begin_at: u64) -> Result<(), OpenError> {
+        let segments = index.segments.partition_point(|segment| segment.first < may_begin_at);
+        if segments == 0 {
+            return Ok(());
+        }
+        let paths: Vec<_> = index.segments[..segments].iter().map(|segment| segment.path.clone()).collect();
+        tracing::info!(segments, "segments that were let go are removed");
+        files::remove(&paths).map_err(|source| OpenError::Io { path: files::log_dir(self.data), source })?;
+        self.sync_dirs()?;
+        let whole = index.streams_in_first(segments).into_iter().filter(|(_, is_whole)| *is_whole);
+        let whole: Vec<_> = whole.map(|(stream, _)| stream).collect();
+        index.let_go(segments, &whole);
+        Ok(())
+    }
+
     /// Makes the end of the last segment one to go on from: the cut tail is zeros, and the batches that `HEAD` does not
     /// vouch for are on the disk. They are written again, since a sync that failed before the crash has left pages that
     /// look clean and are nowhere but in memory.
@@ -141,8 +158,8 @@ impl Setup<'_> {
         }
         file.sync().map_err(io)?;
         self.sync_dirs()?;
-        let empty = segment.first == index.position.0 + 1;
-        Ok(Active { file, end, empty })
+        let (empty, version) = (segment.first == index.position.0 + 1, segment.version);
+        Ok(Active { file, end, empty, version })
     }
 
     /// A segment of which nothing is left that counts makes room for another one of its name.
@@ -158,7 +175,8 @@ impl Setup<'_> {
     fn begin_segment(&self, index: &mut Index, cluster: &str) -> Result<Active, OpenError> {
         let first = index.position.0 + 1;
         let (made, path) = (files::log_dir(self.data).join(FRESH), files::segment_file(self.data, first));
-        let line = format::segment_line(cluster, first - 1, &index.chain);
+        let version = format::SEGMENT_VERSION;
+        let line = format::segment_line(version, cluster, first - 1, &index.chain);
         let end = line.len() as u64;
         let begin = || -> io::Result<Box<dyn DiskFile>> {
             let mut file = self.disk().create(&made)?;
@@ -171,8 +189,9 @@ impl Setup<'_> {
         let file = begin().map_err(|source| OpenError::Io { path: path.clone(), source })?;
         self.sync_dirs()?;
         index.segments.retain(|segment| segment.first != first);
-        index.segments.push(Segment { path, first, end, marks: vec![(Position(first), end)] });
-        Ok(Active { file, end, empty: true })
+        let marks = vec![(Position(first), end)];
+        index.segments.push(Segment { path, version, first, end, marks, newest: None });
+        Ok(Active { file, end, empty: true, version })
     }
 
     /// Both slots, so that none names a batch that is lost.

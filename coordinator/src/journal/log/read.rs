@@ -1,6 +1,6 @@
 //! Reads records while the log is being written: only what is synced, and nothing unchecked.
 
-use std::{fs::File, io, os::unix::fs::FileExt as _, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, fs::File, io, os::unix::fs::FileExt as _, path::PathBuf, sync::Arc};
 
 use super::{
     Shared,
@@ -12,11 +12,32 @@ use crate::journal::{Position, ReadError, Record, StreamId, record};
 /// Everything after a position, up to what was synced when it began.
 pub(crate) struct Reader {
     segments: std::vec::IntoIter<Segment>,
+    carried: Carried,
     after: Position,
     pieces: Option<Pieces>,
     /// Damage whose victims the next intact batch names.
     damage: Damage,
     ready: std::vec::IntoIter<Result<(Position, Record), ReadError>>,
+}
+
+/// What a reader makes of records that stand in the log twice: where they were written first, and where they were carried to.
+pub(crate) enum Carried {
+    /// It begins where nothing was let go yet, and knows them.
+    Known,
+    /// It begins before the log does. Of the streams named, what is in that batch or behind it is all there is.
+    Wanted(HashMap<Arc<str>, u64>),
+}
+
+impl Carried {
+    fn takes(&self, batch: u64, is_carried: bool, stream: &StreamId) -> bool {
+        match self {
+            Self::Known => !is_carried,
+            Self::Wanted(carried) => {
+                let from = carried.get(&*stream.0).copied().unwrap_or_default();
+                if is_carried { batch == from } else { batch > from }
+            }
+        }
+    }
 }
 
 /// The rest of a segment, to be read a megabyte or so at a time.
@@ -43,9 +64,9 @@ struct Damage {
 
 impl Reader {
     /// Of the segments from the one on that holds the first batch after the position.
-    pub(crate) fn new(segments: Vec<Segment>, after: Position) -> Self {
+    pub(crate) fn new(segments: Vec<Segment>, after: Position, carried: Carried) -> Self {
         let ready = Vec::new().into_iter();
-        Self { segments: segments.into_iter(), after, pieces: None, damage: Damage::default(), ready }
+        Self { segments: segments.into_iter(), carried, after, pieces: None, damage: Damage::default(), ready }
     }
 
     /// The next piece of the log; none: that was all.
@@ -63,7 +84,7 @@ impl Reader {
                 }
                 continue;
             };
-            if let Err(e) = pieces.next(self.after, &mut self.damage, &mut records) {
+            if let Err(e) = pieces.next(self.after, &self.carried, &mut self.damage, &mut records) {
                 let place = pieces.path.display().to_string();
                 pieces.ends.clear();
                 records.push(Err(ReadError::Io { place, what: e.to_string() }));
@@ -101,6 +122,7 @@ impl Pieces {
     fn next(
         &mut self,
         after: Position,
+        carried: &Carried,
         damage: &mut Damage,
         records: &mut Vec<Result<(Position, Record), ReadError>>,
     ) -> io::Result<()> {
@@ -121,14 +143,19 @@ impl Pieces {
                     }
                     damage.intact = batch.commit.batch;
                     let position = Position(batch.commit.batch);
-                    if position > after {
-                        records.extend(batch.records().map(|(at, line)| {
+                    let is_known = batch.commit.carried && matches!(carried, Carried::Known);
+                    if position > after && !is_known {
+                        let read = batch.records().map(|(at, line)| {
                             let no_record = |e: serde_json::Error| ReadError::Damaged {
                                 place: place(at),
                                 what: e.to_string(),
                                 streams: vec![],
                             };
-                            Ok((position, serde_json::from_slice(line).map_err(no_record)?))
+                            Ok((position, serde_json::from_slice::<Record>(line).map_err(no_record)?))
+                        });
+                        records.extend(read.filter(|record| {
+                            let Ok((position, record)) = record else { return true };
+                            carried.takes(position.0, batch.commit.carried, &record.stream)
                         }));
                     }
                 }
@@ -156,27 +183,67 @@ fn damaged(place: String, mut streams: Vec<StreamId>) -> ReadError {
 
 /// The records of one stream, each checked by the hash that the next one carries.
 pub(crate) fn stream(shared: &Shared, id: &StreamId, after_seq: u64, limit: usize) -> Result<Vec<Record>, ReadError> {
-    let (places, paths, tip) = {
+    let mut records = Vec::new();
+    while_nothing_goes(shared, || {
+        records.clear();
+        lines(shared, id, after_seq, limit, &mut |record, _| records.push(record))
+    })?;
+    Ok(records)
+}
+
+/// The lines of a whole stream, and the number of its last record.
+pub(crate) fn whole(shared: &Shared, id: &StreamId) -> Result<(Vec<u8>, u64), ReadError> {
+    let (mut bytes, mut seq) = (Vec::new(), 0);
+    while_nothing_goes(shared, || {
+        bytes.clear();
+        lines(shared, id, 0, usize::MAX, &mut |record, line| {
+            bytes.extend_from_slice(line);
+            bytes.push(b'\n');
+            seq = record.seq;
+        })
+    })?;
+    Ok((bytes, seq))
+}
+
+/// Again, if segments were let go meanwhile: what is still there was carried elsewhere.
+fn while_nothing_goes(shared: &Shared, mut read: impl FnMut() -> Result<(), ReadError>) -> Result<(), ReadError> {
+    loop {
+        let gone = shared.index().gone;
+        match read() {
+            Err(ReadError::Io { .. }) if shared.index().gone != gone => {}
+            other => return other,
+        }
+    }
+}
+
+fn lines(
+    shared: &Shared,
+    id: &StreamId,
+    after_seq: u64,
+    limit: usize,
+    each: &mut dyn FnMut(Record, &[u8]),
+) -> Result<(), ReadError> {
+    let (places, paths, gone, tip) = {
         let index = shared.index();
-        let Some((slot, stream)) = index.get(id) else { return Ok(Vec::new()) };
+        let Some((slot, stream)) = index.get(id) else { return Ok(()) };
         if let Some(what) = index.damage_of(slot) {
             let place = format!("stream {}", id.0);
             return Err(ReadError::Damaged { place, what: what.into(), streams: vec![id.clone()] });
         }
         let paths: Vec<PathBuf> = index.segments.iter().map(|segment| segment.path.clone()).collect();
-        (stream.places.clone(), paths, stream.synced_prev)
+        (stream.places.clone(), paths, index.gone, stream.synced_prev)
     };
-    let mut records: Vec<Record> = Vec::new();
+    let mut given = 0;
     let mut expected: Option<(String, String)> = None;
     let mut seq = 0;
-    let mut files = Files { paths: &paths, open: None };
+    let mut files = Files { paths: &paths, gone, open: None };
     for place in places {
         if seq + place.count() as u64 <= after_seq {
             seq += place.count() as u64;
             continue;
         }
         for line in files.lines(place)? {
-            let path = &paths[place.segment()];
+            let path = &paths[place.segment() - gone];
             let damaged = |what: String| {
                 let place = format!("{}, byte {}", path.display(), place.offset());
                 ReadError::Damaged { place, what, streams: vec![id.clone()] }
@@ -193,11 +260,12 @@ pub(crate) fn stream(shared: &Shared, id: &StreamId, after_seq: u64, limit: usiz
                 let (place, what) = (where_, format!("record {} is not what was written", seq - 1));
                 return Err(ReadError::Damaged { place, what, streams: vec![id.clone()] });
             }
-            if records.len() == limit {
-                return Ok(records);
+            if given == limit {
+                return Ok(());
             }
             if seq > after_seq {
-                records.push(record);
+                each(record, &line);
+                given += 1;
             }
         }
     }
@@ -206,20 +274,22 @@ pub(crate) fn stream(shared: &Shared, id: &StreamId, after_seq: u64, limit: usiz
             let what = format!("record {seq} is not what was written");
             Err(ReadError::Damaged { place, what, streams: vec![id.clone()] })
         }
-        Some(_) | None => Ok(records),
+        Some(_) | None => Ok(()),
     }
 }
 
 /// Records of a stream mostly lie in few segments, one after the other.
 struct Files<'a> {
     paths: &'a [PathBuf],
+    /// How many segments were before these.
+    gone: usize,
     open: Option<(usize, Arc<File>)>,
 }
 
 impl Files<'_> {
     fn lines(&mut self, place: Place) -> Result<Vec<Vec<u8>>, ReadError> {
         const PIECE: u64 = 8 << 10;
-        let path = &self.paths[place.segment()];
+        let path = &self.paths[place.segment() - self.gone];
         let io = |e: io::Error| ReadError::Io { place: path.display().to_string(), what: e.to_string() };
         let file = match &self.open {
             Some((segment, file)) if *segment == place.segment() => file.clone(),

@@ -9,6 +9,7 @@ use crate::journal::conformance::{self, all, append, id, to};
 
 mod damage;
 mod faults;
+mod retain;
 
 /// Small, so that a few appends fill a segment.
 const SEGMENT_BYTES: u64 = 8 << 10;
@@ -169,11 +170,11 @@ fn what_a_newer_muster_has_written_is_not_opened_and_not_touched() {
     rewrite(&newer, |bytes| {
         let end = bytes.iter().position(|b| *b == b'\n').unwrap();
         let line = String::from_utf8(bytes[..end].to_vec()).unwrap();
-        let mut line = line.split(",\"crc32c\"").next().unwrap().replace("\"segment\":1", "\"segment\":2").into_bytes();
+        let mut line = line.split(",\"crc32c\"").next().unwrap().replace("\"segment\":1", "\"segment\":3").into_bytes();
         format::seal(&mut line, 0);
         bytes.splice(..=end, line);
     });
-    assert!(refused(&newer).contains("has a record of version 2, which a newer muster has written"));
+    assert!(refused(&newer).contains("has a record of version 3, which a newer muster has written"));
 
     let newer = filled(1);
     rewrite(&newer, |bytes| {
@@ -193,6 +194,7 @@ fn what_a_newer_muster_has_written_is_not_opened_and_not_touched() {
                 chain: &chain,
                 streams: names.iter().map(String::as_str),
                 before: [].into_iter(),
+                carried: false,
             },
         );
         bytes.splice(start..=end, batch);

@@ -1,6 +1,7 @@
 //! Reads a whole log, checks every byte, and says what is wrong. Writes nothing.
 
 use std::{
+    collections::HashMap,
     fmt, fs,
     path::{Path, PathBuf},
 };
@@ -10,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::{
     OpenError,
     files::{self, HeadFile},
-    format::{CommitLine, SegmentLine, is_sealed},
+    format::{CARRYING_VERSION, CommitLine, SegmentLine, is_sealed},
     index::{Index, Place, Segment, Slot},
+    retain::{self, RETENTION},
     scan::{Batch, Item, Scan, readable_commits},
 };
 use crate::journal::{
@@ -82,6 +84,8 @@ pub(crate) struct Walked {
     pub(crate) records: u64,
     /// Where in the last segment the batches begin that `HEAD` does not vouch for.
     pub(crate) unvouched_from: Option<u64>,
+    /// What is before this batch was let go, and need not be there; 0: nothing was.
+    pub(crate) may_begin_at: u64,
 }
 
 /// Reads everything. `each` gets every intact batch.
@@ -91,7 +95,18 @@ pub(crate) fn walk(
     each: &mut dyn FnMut(&Batch<'_>) -> Result<(), OpenError>,
 ) -> Result<Walked, OpenError> {
     let segments = files::segments(data)?;
-    let mut walker = Walker { head, each, walked: Walked::default(), damage: Vec::new(), file: String::new() };
+    let mut walker = Walker {
+        head,
+        each,
+        walked: Walked::default(),
+        damage: Vec::new(),
+        file: String::new(),
+        within: HashMap::new(),
+        is_unanchored: false,
+    };
+    if let Some((first, _)) = segments.first() {
+        walker.walked.index.position = Position(first.saturating_sub(1));
+    }
     for (i, (first, path)) in segments.iter().enumerate() {
         walker.segment(*first, path, segments.get(i + 1).map(|(first, _)| *first))?;
     }
@@ -107,6 +122,11 @@ struct Walker<'a> {
     damage: Vec<Damage>,
     /// The present segment.
     file: String,
+    /// Streams that begin with a later record than their first, and the last batch that has one: each is carried by a later
+    /// batch, or was let go.
+    within: HashMap<Slot, u64>,
+    /// The chain before the first batch is not known.
+    is_unanchored: bool,
 }
 
 struct Damage {
@@ -123,13 +143,10 @@ impl Walker<'_> {
         let bytes = fs::read(path).map_err(|source| OpenError::Io { path: path.clone(), source })?;
         self.file = file_of(path);
         self.walked.unvouched_from = None;
-        let start = self.first_line(first, &bytes)?;
-        self.walked.index.segments.push(Segment {
-            path: path.clone(),
-            first,
-            end: start as u64,
-            marks: vec![(Position(first), start as u64)],
-        });
+        let (start, version) = self.first_line(first, &bytes)?;
+        let (end, version) = (start as u64, version.unwrap_or(CARRYING_VERSION));
+        let marks = vec![(Position(first), end)];
+        self.walked.index.segments.push(Segment { path: path.clone(), version, first, end, marks, newest: None });
         let mut scan = Scan::new(&bytes, start);
         loop {
             if next_first == Some(self.walked.index.position.0 + 1) {
@@ -154,8 +171,9 @@ impl Walker<'_> {
         }
     }
 
-    /// Where the batches begin.
-    fn first_line(&mut self, first: u64, bytes: &[u8]) -> Result<usize, OpenError> {
+    /// Where the batches begin, and the segment's version, if it can be read.
+    fn first_line(&mut self, first: u64, bytes: &[u8]) -> Result<(usize, Option<u32>), OpenError> {
+        let is_first = self.walked.index.segments.is_empty() && first > 1;
         let line = memchr::memchr(b'\n', bytes).map_or(&[][..], |end| &bytes[..=end]);
         let parsed: Option<SegmentLine> = is_sealed(line).then(|| serde_json::from_slice(line).ok()).flatten();
         let Some(parsed) = parsed else {
@@ -169,11 +187,15 @@ impl Walker<'_> {
                 streams: vec![],
                 all_named: true,
             });
+            self.is_unanchored = is_first;
             // The scan finds the first batch by itself, and finds no fault with a line that is gone.
-            return Ok(first_batch(bytes));
+            return Ok((first_batch(bytes), None));
         };
-        if parsed.segment > super::format::SEGMENT_VERSION {
+        if parsed.segment > CARRYING_VERSION {
             return Err(OpenError::Version { file: self.file.clone(), version: parsed.segment });
+        }
+        if is_first && let Some(chain) = record::unhex(&parsed.continues.chain) {
+            self.walked.index.chain = chain;
         }
         let index = &self.walked.index;
         let chain = if index.position.0 == 0 { record::hex(&NO_CHAIN) } else { record::hex(&index.chain) };
@@ -182,7 +204,7 @@ impl Walker<'_> {
         } else if parsed.continues.batch == index.position.0 && parsed.continues.chain != chain {
             self.lose(0, line.len(), "it continues another chain".into());
         }
-        Ok(line.len())
+        Ok((line.len(), Some(parsed.segment)))
     }
 
     fn damaged(&mut self, bytes: &[u8], from: usize, to: usize) {
@@ -202,12 +224,13 @@ impl Walker<'_> {
         }
         let contiguous = number == position + 1;
         self.close_gap(batch);
-        let hashes = self.replay(batch)?;
+        let hashes = if batch.commit.carried { self.replay_carried(batch)? } else { self.replay(batch)? };
         let index = &mut self.walked.index;
         let Some(written) = record::unhex(&batch.commit.chain) else {
             self.lose(batch.from, batch.to, format!("the chain of batch {number} is no hash"));
             return Ok(());
         };
+        let contiguous = contiguous && !std::mem::take(&mut self.is_unanchored);
         let chain_holds = !contiguous || record::next_chain(&index.chain, number, hashes.iter()) == written;
         index.advance(Position(number), written, batch.from as u64, batch.to as u64);
         if !chain_holds {
@@ -266,23 +289,29 @@ impl Walker<'_> {
         let mut hashes = Vec::with_capacity(batch.commit.records);
         let mut last_streams = Vec::new();
         let mut open: Option<(Slot, u64, usize)> = None;
-        let segment = self.walked.index.segments.len() - 1;
+        let segment = self.walked.index.last_segment();
+        let begins = self.walked.index.begins().0;
         for (offset, line) in batch.records() {
             let hash = record::hash_line(line);
             hashes.push(hash);
-            let Ok(envelope) = serde_json::from_slice::<Envelope>(line) else {
-                self.lose(offset, offset + line.len(), "a line is no record, though its checksum holds".into());
-                continue;
-            };
-            if envelope.v > record::RECORD_VERSION {
-                return Err(OpenError::Version { file: self.file.clone(), version: envelope.v });
-            }
+            let Some(envelope) = self.envelope(offset, line)? else { continue };
             let index = &mut self.walked.index;
             let slot = index.slot(&envelope.stream);
-            if let Err(what) = index.replay(slot, envelope.seq, &envelope.prev, &hash) {
+            if begins > 0 && envelope.seq > 1 && index.stream(slot).seq == 0 && index.damage_of(slot).is_none() {
+                index.begin_within(slot, envelope.seq, &hash);
+                self.within.insert(slot, 0);
+            } else if let Err(what) = index.replay(slot, envelope.seq, &envelope.prev, &hash) {
                 self.does_not_follow(slot, &envelope.stream, (offset, offset + line.len()), what);
             }
+            self.note_retention(&envelope.stream, line);
             let index = &mut self.walked.index;
+            if let Some(last) = self.within.get_mut(&slot) {
+                *last = batch.commit.batch;
+                if index.touch(slot, batch.commit.batch) {
+                    last_streams.push(slot);
+                }
+                continue;
+            }
             if index.touch(slot, batch.commit.batch) {
                 last_streams.push(slot);
             }
@@ -304,6 +333,97 @@ impl Walker<'_> {
         Ok(hashes)
     }
 
+    /// Whole streams, in the place of what was there of them before.
+    fn replay_carried(&mut self, batch: &Batch<'_>) -> Result<Vec<LineHash>, OpenError> {
+        let mut hashes = Vec::with_capacity(batch.commit.records);
+        let mut last_streams = Vec::new();
+        let segment = self.walked.index.last_segment();
+        let mut lines = batch.records().peekable();
+        while let Some((from, line)) = lines.next() {
+            let mut hash = record::hash_line(line);
+            hashes.push(hash);
+            let Some(first) = self.envelope(from, line)? else { continue };
+            let (mut seq, mut fits) = (first.seq, first.seq == 1 && first.prev.is_empty());
+            let mut places = vec![(from as u64, 1)];
+            let mut to = from + line.len();
+            self.note_retention(&first.stream, line);
+            while let Some((offset, line)) = lines.peek().copied() {
+                let Some(next) = self.envelope(offset, line)? else { break };
+                if next.stream != first.stream {
+                    break;
+                }
+                fits &= next.seq == seq + 1 && next.prev == record::hex(&record::prev_of(&hash));
+                (seq, hash, to) = (next.seq, record::hash_line(line), offset + line.len());
+                hashes.push(hash);
+                self.note_retention(&next.stream, line);
+                match places.last_mut() {
+                    Some((_, count)) if *count < Place::MAX_COUNT => *count += 1,
+                    Some(_) | None => places.push((offset as u64, 1)),
+                }
+                lines.next();
+            }
+            let index = &mut self.walked.index;
+            let slot = index.slot(&first.stream);
+            let replayed = index.replay_carried(slot, seq, &hash);
+            let what = if fits { replayed.err() } else { Some("carried records do not follow from each other".into()) };
+            if let Some(what) = what {
+                self.does_not_follow(slot, &first.stream, (from, to), what);
+            }
+            self.within.remove(&slot);
+            let index = &mut self.walked.index;
+            let places = places.into_iter().map(|(offset, count)| Place::new(segment, offset, count)).collect();
+            index.carried(slot, places, batch.commit.batch);
+            index.touch(slot, batch.commit.batch);
+            last_streams.push(slot);
+        }
+        self.walked.records += hashes.len() as u64;
+        self.walked.last_streams = last_streams;
+        Ok(hashes)
+    }
+
+    /// A record without its event; none: it is none.
+    fn envelope(&mut self, offset: usize, line: &[u8]) -> Result<Option<Envelope>, OpenError> {
+        let Ok(envelope) = serde_json::from_slice::<Envelope>(line) else {
+            self.lose(offset, offset + line.len(), "a line is no record, though its checksum holds".into());
+            return Ok(None);
+        };
+        if envelope.v > record::RECORD_VERSION {
+            return Err(OpenError::Version { file: self.file.clone(), version: envelope.v });
+        }
+        Ok(Some(envelope))
+    }
+
+    fn note_retention(&mut self, stream: &StreamId, line: &[u8]) {
+        if *stream.0 == *RETENTION
+            && let Some(before) = retain::let_go_before(line)
+        {
+            self.walked.may_begin_at = self.walked.may_begin_at.max(before);
+        }
+    }
+
+    /// A log that does not begin with its first batch says so itself; then its streams are whole, or were let go.
+    fn check_beginning(&mut self) {
+        let begins = self.walked.index.begins().0;
+        if begins == 0 {
+            return;
+        }
+        let log = self.walked.index.get(&StreamId(RETENTION.into())).map(|(slot, _)| slot);
+        let says_so_no_more = log.is_some_and(|slot| self.walked.index.damage_of(slot).is_some());
+        if begins >= self.walked.may_begin_at && !says_so_no_more {
+            self.file = self.walked.index.segments.first().map(|first| file_of(&first.path)).unwrap_or_default();
+            let what = format!("the log begins with batch {}, and does not say that what was before may go", begins + 1);
+            self.lose(0, 0, what);
+        }
+        for (slot, last) in std::mem::take(&mut self.within) {
+            let stream = StreamId(self.walked.index.name(slot).into());
+            if last >= self.walked.may_begin_at {
+                self.does_not_follow(slot, &stream, (0, 0), format!("the first records of {} are missing", stream.0));
+            } else {
+                self.walked.index.let_go(0, &[stream]);
+            }
+        }
+    }
+
     /// A stream that is known to have lost records has a gap, of course.
     fn does_not_follow(&mut self, slot: Slot, stream: &StreamId, (from, to): (usize, usize), what: String) {
         let index = &mut self.walked.index;
@@ -318,6 +438,7 @@ impl Walker<'_> {
 
     /// What is left behind the last batch, and what `HEAD` says of the end.
     fn finish(&mut self) {
+        self.check_beginning();
         let position = self.walked.index.position.0;
         let end = self.walked.index.segments.last().map_or(0, |segment| segment.end);
         for piece in std::mem::take(&mut self.damage) {

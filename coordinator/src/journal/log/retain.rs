@@ -1,0 +1,188 @@
+//! Letting go of old records: segments go whole, from the first one on. What is still needed of them is carried before: all
+//! records of the streams that stay are written once more at the end of the log, byte by byte. So a stream is always whole, its hashes
+//! hold, and no state has to be kept in a form that a later muster might not read.
+//!
+//! That segments may go is a record itself, in the stream [`RETENTION`]: a log that begins later than it says is damaged.
+
+use std::{collections::HashSet, fs};
+
+use jiff::Timestamp;
+use muster_engine::ids::Actor;
+use serde::{Deserialize, Serialize};
+use serde_json::value::to_raw_value;
+
+use super::{
+    Shared,
+    commit::{CarriedStream, Work},
+    index::{Place, Segment},
+    read,
+    scan::{Item, Scan},
+};
+use crate::journal::{AppendError, Appended, LetGoError, NewRecord, Old, Position, ReadError, StreamAppend, StreamId};
+
+/// The stream that says what was let go.
+pub(crate) const RETENTION: &str = "log/retention";
+
+/// So much is carried in one batch, or a single stream.
+const CARRY_BYTES: usize = 1 << 20;
+
+/// A stream that is larger than this stays where it is, and all behind it.
+const LARGEST_CARRY: usize = (Place::MAX_OFFSET / 4) as usize;
+
+/// A stream that gets records all the time is read again so often.
+const TRIES: u32 = 20;
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum RetentionEvent {
+    RecordsLetGo {
+        /// The first batch that stays.
+        before: u64,
+        /// Streams of which nothing is left.
+        streams: usize,
+        /// Streams that were written once more.
+        carried: usize,
+    },
+}
+
+/// The first batch that stays, by a line of [`RETENTION`].
+pub(crate) fn let_go_before(line: &[u8]) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Line {
+        event: RetentionEvent,
+    }
+    let line: Line = serde_json::from_slice(line).ok()?;
+    let RetentionEvent::RecordsLetGo { before, .. } = line.event;
+    Some(before)
+}
+
+/// See [`crate::journal::Journal::old`].
+pub(crate) fn old(shared: &Shared, until: Timestamp) -> Result<Option<Old>, ReadError> {
+    let (segments, sound) = {
+        let index = shared.index();
+        (index.segments.clone(), index.sound_segments())
+    };
+    let mut count = 0;
+    for segment in &segments[..sound] {
+        let newest = match segment.newest {
+            Some(newest) => newest,
+            None => match newest_of(segment)? {
+                Some(newest) => newest,
+                // What a damaged one has held is not known for sure: it stays for whoever wants to find out.
+                None => break,
+            },
+        };
+        let mut index = shared.index();
+        if let Some(same) = index.segments.iter_mut().find(|same| same.first == segment.first) {
+            same.newest = Some(newest);
+        }
+        if newest >= until {
+            break;
+        }
+        count += 1;
+    }
+    if count == 0 {
+        return Ok(None);
+    }
+    let streams = shared.index().streams_in_first(count);
+    Ok(Some(Old { before: Position(segments[count].first), streams }))
+}
+
+/// When the newest record of a full segment was made; none: it is damaged.
+fn newest_of(segment: &Segment) -> Result<Option<Timestamp>, ReadError> {
+    #[derive(Deserialize)]
+    struct Made {
+        at: Timestamp,
+    }
+    let io = |e: std::io::Error| ReadError::Io { place: segment.path.display().to_string(), what: e.to_string() };
+    let bytes = fs::read(&segment.path).map_err(io)?;
+    let end = usize::try_from(segment.end).unwrap_or(bytes.len()).min(bytes.len());
+    let start = segment.marks.first().map_or(0, |(_, at)| usize::try_from(*at).unwrap_or(end));
+    let mut newest = Timestamp::MIN;
+    for item in Scan::new(&bytes[..end], start) {
+        let Item::Batch(batch) = item else { return Ok(None) };
+        if batch.commit.carried {
+            continue;
+        }
+        for (_, line) in batch.records() {
+            let Ok(Made { at }) = serde_json::from_slice(line) else { return Ok(None) };
+            newest = newest.max(at);
+        }
+    }
+    Ok(Some(newest))
+}
+
+/// See [`crate::journal::Journal::let_go`].
+pub(crate) fn let_go(
+    shared: &Shared,
+    old: &Old,
+    keep: &[StreamId],
+    at: Timestamp,
+    by: &Actor,
+) -> Result<Position, LetGoError> {
+    let keep: HashSet<&StreamId> = keep.iter().collect();
+    let stays = |(stream, is_whole): &&(StreamId, bool)| !is_whole || keep.contains(stream) || *stream.0 == *RETENTION;
+    let (carried, gone): (Vec<_>, Vec<_>) = old.streams.iter().partition(stays);
+    let streams = gone.into_iter().map(|(stream, _)| stream.clone()).collect::<Vec<_>>();
+    let count = carried.len();
+    carry(shared, carried.into_iter().map(|(stream, _)| stream))?;
+    let event = RetentionEvent::RecordsLetGo { before: old.before.0, streams: streams.len(), carried: count };
+    let event = to_raw_value(&event).map_err(|e| AppendError::Unavailable(e.to_string()))?;
+    let stream = StreamId(RETENTION.into());
+    let expected_seq = shared.index().seq_of(&stream);
+    let append = vec![StreamAppend { stream, expected_seq, records: vec![NewRecord { at, by: by.clone(), event }] }];
+    Ok(wait(shared.hand_over(Work::LetGo { before: old.before, streams, append }, 1_024))?)
+}
+
+fn carry<'a>(shared: &Shared, streams: impl Iterator<Item = &'a StreamId>) -> Result<(), LetGoError> {
+    let (mut group, mut bytes) = (Vec::new(), 0);
+    for stream in streams {
+        let carried = read_whole(shared, stream)?;
+        bytes += carried.lines.len();
+        group.push(carried);
+        if bytes >= CARRY_BYTES {
+            carry_group(shared, std::mem::take(&mut group))?;
+            bytes = 0;
+        }
+    }
+    if group.is_empty() { Ok(()) } else { carry_group(shared, group) }
+}
+
+fn read_whole(shared: &Shared, stream: &StreamId) -> Result<CarriedStream, LetGoError> {
+    let (lines, seq) = read::whole(shared, stream)?;
+    if lines.len() > LARGEST_CARRY {
+        return Err(AppendError::TooLarge { size: lines.len(), limit: LARGEST_CARRY }.into());
+    }
+    Ok(CarriedStream { stream: stream.clone(), seq, lines })
+}
+
+/// A stream that got a record after it was read is read again.
+fn carry_group(shared: &Shared, group: Vec<CarriedStream>) -> Result<(), LetGoError> {
+    let names: Vec<StreamId> = group.iter().map(|carried| carried.stream.clone()).collect();
+    match hand_over(shared, group) {
+        Err(AppendError::Conflict { .. }) => {}
+        other => return Ok(other.map(drop)?),
+    }
+    for name in names {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match hand_over(shared, vec![read_whole(shared, &name)?]) {
+                Err(AppendError::Conflict { .. }) if tries < TRIES => {}
+                Err(e) => return Err(e.into()),
+                Ok(_) => break,
+            }
+        }
+    }
+    Ok(())
+}
+
+fn hand_over(shared: &Shared, group: Vec<CarriedStream>) -> Result<Position, AppendError> {
+    let bytes = group.iter().map(|carried| carried.lines.len()).sum();
+    wait(shared.hand_over(Work::Carry(group), bytes))
+}
+
+fn wait(appended: Appended) -> Result<Position, AppendError> {
+    let dropped = |_| Err(AppendError::Unavailable("the log has ended".into()));
+    appended.blocking_recv().unwrap_or_else(dropped)
+}
