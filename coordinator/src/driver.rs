@@ -29,6 +29,7 @@ mod quarantine;
 mod recovery;
 mod report;
 mod requests;
+mod retention;
 mod rows;
 mod run_task;
 mod runs;
@@ -54,7 +55,7 @@ use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
-pub use self::{clock::Clock, new_life::NewLifeError};
+pub use self::{clock::Clock, new_life::NewLifeError, retention::Retention};
 use self::{
     entry::{Message, RunEntry},
     figures::Figures,
@@ -155,10 +156,12 @@ pub struct Config {
     pub logs: Option<Logs>,
     /// Where events for outsiders go; none: nowhere.
     pub events: Option<Events>,
+    /// How long the journal keeps what has ended; none: for ever.
+    pub retention: Option<Retention>,
 }
 
 impl Config {
-    /// With the protocol's intervals, the system's clock, term 1, no shipped actions, no logs and no events.
+    /// With the protocol's intervals, the system's clock, term 1, no shipped actions, no logs and no events; keeps everything.
     pub fn new(journal: Arc<dyn Journal>, store: Arc<Store>, bus: Arc<dyn Bus>, cluster: impl Into<String>) -> Self {
         Self {
             journal,
@@ -172,6 +175,7 @@ impl Config {
             clock: Clock::default(),
             logs: None,
             events: None,
+            retention: None,
         }
     }
 }
@@ -219,7 +223,7 @@ impl Coordinator {
             }
         }
         let intake = Intake::open(&*config.bus).await?;
-        let events = config.events.take();
+        let (events, retention) = (config.events.take(), config.retention);
         let shared = Arc::new(Shared::new(config));
         let now = shared.clock.now();
         for ((namespace, name), record) in recovered.agents {
@@ -244,6 +248,9 @@ impl Coordinator {
         }
         intake.serve(&shared);
         shared.serve();
+        if let Some(retention) = retention {
+            shared.tasks.spawn(Arc::clone(&shared).keep_to(retention));
+        }
         if let Some(events) = events {
             shared.tasks.spawn(events::follow(events, shared.source_of_events()));
         }

@@ -178,10 +178,10 @@ pub struct Old {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LetGoError {
     /// What is kept can't be read.
-    #[error("what is to be kept can't be read")]
+    #[error("what is to be kept can't be read: {0}")]
     Read(#[from] ReadError),
     /// What is kept can't be written, or a stream got a record meanwhile.
-    #[error("what is to be kept can't be written")]
+    #[error("what is to be kept can't be written: {0}")]
     Append(#[from] AppendError),
 }
 

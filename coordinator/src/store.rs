@@ -391,6 +391,16 @@ fn stage(staged: &mut Staged<'_>, write: StoreWrite) -> Result<(), StoreError> {
             }
             staged.put_json(key::run(&row.id), &row)
         }
+        StoreWrite::ForgetRun(id) => {
+            if let Some(row) = staged.read::<RunRow>(&key::run(&id))? {
+                staged.remove(key::run_by_start(&row.namespace, row.started_at, &id));
+                staged.remove_all(&key::milestones_of(&row.namespace, &id))?;
+            }
+            staged.remove(key::open_run(&id));
+            staged.remove(key::snapshot(&id));
+            staged.remove(key::run(&id));
+            Ok(())
+        }
         StoreWrite::Milestone(row) => staged.put_json(key::milestone(&row.namespace, &row.run, row.ordinal), &row),
         StoreWrite::Playbook(row) => {
             staged.put_json(key::newest_playbook(&row.namespace, &row.name), &row.revision)?;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use config::{Config, File, FileFormat};
-use muster_coordinator::logs;
+use muster_coordinator::{driver::Retention, logs};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -21,6 +21,8 @@ use crate::{
 
 const DAYS: NonZeroU32 = NonZeroU32::new(30).expect("30 is not 0");
 const DAY_MS: u64 = 24 * 3_600_000;
+/// Between two looks at what the journal need not keep.
+const RETENTION_LOOK: Duration = Duration::from_secs(3_600);
 
 /// Everything that can be set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -91,6 +93,8 @@ pub(crate) struct ServeSettings {
     pub(crate) run_logs_mib: u32,
     /// For so long after its last line the log of a run is kept.
     pub(crate) run_logs_days: NonZeroU32,
+    /// For so long at least runs that have ended are kept in the journal; 0: for ever.
+    pub(crate) journal_days: u32,
     /// How log lines look.
     pub(crate) log_format: LogFormat,
     /// Which log lines.
@@ -114,6 +118,7 @@ impl Default for ServeSettings {
             insecure: false,
             run_logs_mib: 1_024,
             run_logs_days: DAYS,
+            journal_days: 365,
             log_format: LogFormat::Text,
             log: "info".to_owned(),
         }
@@ -133,6 +138,12 @@ impl ServeSettings {
             max_age_ms: u64::from(self.run_logs_days.get()) * DAY_MS,
             ..logs::Limits::default()
         }
+    }
+
+    /// How long the journal keeps what has ended; none: for ever.
+    pub(crate) fn retention(&self) -> Option<Retention> {
+        let keep_ms = u64::from(self.journal_days) * DAY_MS;
+        (keep_ms > 0).then_some(Retention { keep_ms, look_every: RETENTION_LOOK })
     }
 
     /// How NATS is reached.

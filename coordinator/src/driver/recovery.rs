@@ -65,6 +65,10 @@ pub(super) struct RebuildError {
 /// # Errors
 /// Only if the store can't be written at all; damage in the log is in [`Recovered::quarantined`].
 pub(super) fn recover(journal: &dyn Journal, store: &Store, all: bool) -> Result<Recovered, StoreError> {
+    if store.position() > Position(0) && store.position() < journal.begins() {
+        let (at, begins) = (store.position().0, journal.begins().0);
+        return Err(StoreError::Damaged(format!("it stands at {at}, but the log has let go of all up to {begins}")));
+    }
     let mut recovered = Recovered::default();
     let mut listed = listed_open(journal, store)?;
     restore_agents(store, &mut recovered)?;
@@ -80,9 +84,7 @@ pub(super) fn recover(journal: &dyn Journal, store: &Store, all: bool) -> Result
             Err(e) => pass.damaged(&e),
         }
     }
-    // The last batch has the latest time, whether the store has it or not.
-    let last = journal.read(Position(head.0.saturating_sub(1))).filter_map(|item| Some(item.ok()?.1.at)).max();
-    recovered.last_at = recovered.last_at.max(last);
+    recovered.last_at = recovered.last_at.max(last_time(journal, head));
     listed.extend(pass.touched.iter().map(|id| (id.clone(), None)));
     for id in pass.ended.drain() {
         listed.remove(&id);
@@ -134,6 +136,19 @@ pub(super) fn recover(journal: &dyn Journal, store: &Store, all: bool) -> Result
         store.amend(marks)?;
     }
     Ok(recovered)
+}
+
+/// The last batch has the latest time, whether the store has it or not; carried ones before it have none.
+fn last_time(journal: &dyn Journal, head: Position) -> Option<Timestamp> {
+    let mut from = head.0;
+    while from > journal.begins().0 {
+        from -= 1;
+        let last = journal.read(Position(from)).filter_map(|item| Some(item.ok()?.1.at)).max();
+        if last.is_some() {
+            return last;
+        }
+    }
+    None
 }
 
 /// The open runs, each with the moment until which it is believed to be passive; not if records of it are lost.

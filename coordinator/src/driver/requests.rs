@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use super::{Shared, errors};
 use crate::{
     control::{Caller, ControlError, ControlErrorKind},
-    journal::{AppendError, Journal, NewRecord, ReadError, StreamAppend, StreamId},
+    journal::{AppendError, Journal, NewRecord, ReadError, Record, StreamAppend, StreamId},
 };
 
 /// Who asks for something, under which id, and a hash of what is asked.
@@ -35,6 +35,12 @@ enum KeyEvent {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         run: Option<RunId>,
     },
+}
+
+/// The run that a request was about, by its record.
+pub(super) fn run_of(record: &Record) -> Option<RunId> {
+    let KeyEvent::RequestTaken { run, .. } = serde_json::from_str(record.event.get()).ok()?;
+    run
 }
 
 /// What is known of a request id.

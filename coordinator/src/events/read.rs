@@ -94,6 +94,8 @@ impl Scan {
         let (mut reader, head) = if let Some(reading) = self.reader.take() {
             reading
         } else {
+            // What was let go meanwhile is not told any more, and what is kept of it was told when it was new.
+            let after = after.max(self.journal.begins());
             let head = self.journal.head().position;
             if head <= after {
                 return Ok(Chunk { events: Vec::new(), read_to: after, is_end: true });

@@ -18,8 +18,10 @@ mod index;
 mod open;
 mod queue;
 mod read;
+mod replay;
 mod retain;
 mod scan;
+mod spare;
 #[cfg(test)]
 mod tests;
 pub(crate) mod walk;
@@ -41,12 +43,13 @@ use tokio::sync::{oneshot, watch};
 
 pub use self::walk::Loss;
 use self::{
-    commit::{Committer, Request, Spare, Work},
+    commit::{Committer, Request, Work},
     disk::{Disk, RealDisk},
     files::Lock,
     index::{Index, Place},
     queue::Queue,
     read::{Carried, Reader},
+    spare::Spare,
 };
 use super::{
     AppendError, Appended, Head, Journal, LetGoError, MAX_APPEND_BYTES, Old, Position, ReadError, Record, StreamAppend,

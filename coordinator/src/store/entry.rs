@@ -63,6 +63,19 @@ impl<'a> Staged<'a> {
         self.changes.insert(key, None);
     }
 
+    /// What is in the tree, before the changes.
+    pub(super) fn read<T: DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, StoreError> {
+        get(self.tree, key)
+    }
+
+    /// Everything in the tree whose key begins so.
+    pub(super) fn remove_all(&mut self, prefix: &[u8]) -> Result<(), StoreError> {
+        for key in self.tree.scan_prefix(prefix).keys() {
+            self.remove(key?.to_vec());
+        }
+        Ok(())
+    }
+
     /// Writes everything, and the position with it, or nothing.
     pub(super) fn commit(self, meta: &Meta, position: Position) -> Result<Meta, StoreError> {
         let mut meta = Meta { v: STORE_VERSION, position, ..meta.clone() };

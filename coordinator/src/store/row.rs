@@ -140,6 +140,8 @@ pub enum StoreWrite {
     Milestone(MilestoneRow),
     /// By namespace, name and revision; it also becomes the newest one of its name.
     Playbook(PlaybookRow),
+    /// A run of which nothing is left in the journal: by run id, with all that there is of it.
+    ForgetRun(RunId),
     /// By run id.
     Snapshot {
         /// Of which run.

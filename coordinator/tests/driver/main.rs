@@ -11,6 +11,7 @@ mod outage;
 mod passive;
 mod people;
 mod reports;
+mod retention;
 mod run;
 mod store;
 mod strangers;

@@ -80,6 +80,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "MUSTER_RUN_LOGS_DAYS", value_name = "DAYS", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) run_logs_days: Option<NonZeroU32>,
+    /// Keep runs that have ended in the journal for so many days at least; 0 keeps everything [default: 365].
+    #[arg(long, env = "MUSTER_JOURNAL_DAYS", value_name = "DAYS", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) journal_days: Option<u32>,
     /// Go on without the records of the journal that are lost (see which: muster journal verify); every open run then waits for
     /// a person.
     #[arg(long)]

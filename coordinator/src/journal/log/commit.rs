@@ -2,14 +2,9 @@
 
 use std::{
     collections::HashSet,
-    fs::File,
     io,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        mpsc::{Receiver, Sender, channel},
-    },
-    thread,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -17,10 +12,11 @@ use tokio::sync::oneshot;
 
 use super::{
     Health, Shared,
-    disk::{DiskFile, fill, is_no_room},
+    disk::{DiskFile, is_no_room},
     files,
     format::{self, CARRYING_VERSION, Commit, SEGMENT_VERSION},
     index::{Index, Place, Segment, Slot},
+    spare::{Order, SPARE, Spare},
 };
 use crate::journal::{
     AppendError, Position, StreamAppend, StreamId,
@@ -43,11 +39,7 @@ pub(crate) enum Work {
     Carry(Vec<CarriedStream>),
     /// Write the records, then forget the segments before this batch, and streams of which nothing is behind it. A stream that
     /// has a record before it and is not named is a conflict.
-    LetGo {
-        before: Position,
-        streams: Vec<StreamId>,
-        append: Vec<StreamAppend>,
-    },
+    LetGo { before: Position, streams: Vec<StreamId>, append: Vec<StreamAppend> },
 }
 
 /// All records of a stream.
@@ -90,21 +82,6 @@ pub(crate) struct Active {
     pub(crate) empty: bool,
     /// Of its shape.
     pub(crate) version: u32,
-}
-
-/// A thread that does what need not be done on the hot path, and ends when the committer does.
-pub(crate) struct Spare {
-    orders: Sender<Order>,
-    /// A file full of zeros; none: there could be none.
-    ready: Receiver<Option<Box<dyn DiskFile>>>,
-    ordered: bool,
-}
-
-enum Order {
-    /// Fill the next segment's file with zeros.
-    Fill,
-    /// Take the zeros off the end of a segment that is full, for pagers and `jq`.
-    Trim(PathBuf, u64),
 }
 
 /// A batch on its way to the disk. Kept between batches, for its memory.
@@ -210,11 +187,9 @@ impl Committer {
             let unnamed = there.iter().find(|(stream, is_whole)| !is_whole || !named.contains(stream));
             let is_there = segments <= index.sound_segments();
             match unnamed {
-                Some((stream, _)) => Err(AppendError::Conflict {
-                    stream: stream.clone(),
-                    expected: 0,
-                    actual: index.seq_of(stream),
-                }),
+                Some((stream, _)) => {
+                    Err(AppendError::Conflict { stream: stream.clone(), expected: 0, actual: index.seq_of(stream) })
+                }
                 None if !is_there => Err(AppendError::Unavailable("what is to be let go is still in use".into())),
                 None => Ok((segments, there.into_iter().map(|(stream, _)| stream).collect::<Vec<_>>())),
             }
@@ -231,7 +206,8 @@ impl Committer {
         if !self.commit() {
             return false;
         }
-        let result = was_done.try_recv().unwrap_or_else(|_| Err(AppendError::Unavailable("nothing was written".into())));
+        let result =
+            was_done.try_recv().unwrap_or_else(|_| Err(AppendError::Unavailable("nothing was written".into())));
         send(answer, result.and_then(|position| self.remove(segments, &streams).map(|()| position)));
         true
     }
@@ -241,7 +217,8 @@ impl Committer {
     fn remove(&mut self, segments: usize, streams: &[StreamId]) -> Result<(), AppendError> {
         let paths: Vec<PathBuf> =
             self.shared.index().segments[..segments].iter().map(|segment| segment.path.clone()).collect();
-        let removed = files::remove(&paths).and_then(|()| self.shared.disk.sync_dir(&files::log_dir(&self.shared.data)));
+        let removed =
+            files::remove(&paths).and_then(|()| self.shared.disk.sync_dir(&files::log_dir(&self.shared.data)));
         removed.map_err(|e| AppendError::Unavailable(format!("old segments can't be removed: {e}")))?;
         self.shared.index().let_go(segments, streams);
         Ok(())
@@ -441,49 +418,8 @@ impl BatchBuffer {
     }
 }
 
-/// In the log's directory: a file that is being filled with zeros, or has been.
-pub(crate) const SPARE: &str = "spare";
 /// In the log's directory: a segment that is not whole yet.
 pub(crate) const FRESH: &str = "fresh";
-
-impl Spare {
-    /// Starts the thread. What fails there is tried again when it is needed.
-    pub(crate) fn start(shared: Arc<Shared>) -> io::Result<Self> {
-        let (orders, next) = channel();
-        let (made, ready) = channel();
-        let work = move || {
-            while let Ok(order) = next.recv() {
-                match order {
-                    Order::Fill => {
-                        let file = shared.fill_spare();
-                        let file = file.inspect_err(|error| {
-                            tracing::warn!(%error, "the log's next segment can't be prepared; syncs will be slower");
-                        });
-                        if made.send(file.ok()).is_err() {
-                            return;
-                        }
-                    }
-                    Order::Trim(path, bytes) => {
-                        if let Err(error) = File::options().write(true).open(&path).and_then(|file| file.set_len(bytes))
-                        {
-                            tracing::warn!(%error, path = %path.display(), "zeros stay at the end of a full segment");
-                        }
-                    }
-                }
-            }
-        };
-        thread::Builder::new().name("journal-spare".into()).spawn(work)?;
-        Ok(Self { orders, ready, ordered: false })
-    }
-}
-
-impl Shared {
-    fn fill_spare(&self) -> io::Result<Box<dyn DiskFile>> {
-        let mut file = self.disk.create(&files::log_dir(&self.data).join(SPARE))?;
-        fill(&mut *file, self.segment_bytes)?;
-        Ok(file)
-    }
-}
 
 fn conflict(stream: &StreamId, expected: u64, actual: u64) -> Result<(), AppendError> {
     let stream = || stream.clone();

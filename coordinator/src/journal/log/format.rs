@@ -140,8 +140,14 @@ mod tests {
     #[test]
     fn no_byte_of_a_sealed_batch_can_differ() {
         let mut batch = b"{\"v\":1}\n".to_vec();
-        let commit =
-            Commit { batch: 7, records: 1, chain: &[9; 32], streams: ["a"].into_iter(), before: [].into_iter(), carried: true };
+        let commit = Commit {
+            batch: 7,
+            records: 1,
+            chain: &[9; 32],
+            streams: ["a"].into_iter(),
+            before: [].into_iter(),
+            carried: true,
+        };
         write_commit(&mut batch, commit);
         assert!(is_sealed(&batch));
         for at in 0..batch.len() {

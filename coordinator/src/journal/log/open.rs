@@ -9,11 +9,12 @@ use std::{
 
 use super::{
     LogOptions, OpenError, Opening,
-    commit::{Active, FRESH, SPARE},
+    commit::{Active, FRESH},
     disk::{Disk, DiskFile, fill},
     files::{self, Cluster, HEAD_SLOT_BYTES, HeadFile, Lock},
     format,
     index::{Index, Segment, Slot},
+    spare::SPARE,
     walk::{Tail, Walked, walk},
 };
 use crate::journal::{

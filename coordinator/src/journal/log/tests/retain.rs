@@ -213,7 +213,10 @@ fn damage_anywhere_in_what_is_carried_is_named() {
         bytes[at] ^= 4;
         fs::write(&path, &bytes).unwrap();
         let report = tools::verify(dir.path()).unwrap();
-        assert!(!report.losses.is_empty() || report.torn_bytes > 0, "byte {at} is flipped, and nobody sees it: {report:?}");
+        assert!(
+            !report.losses.is_empty() || report.torn_bytes > 0,
+            "byte {at} is flipped, and nobody sees it: {report:?}"
+        );
     }
 }
 
