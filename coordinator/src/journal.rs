@@ -151,6 +151,14 @@ pub trait Journal: Send + Sync + 'static {
         Ok(None)
     }
 
+    /// Compress what has not been written for as long, and gives how many files that were. What is read stays the same. Blocks.
+    ///
+    /// # Errors
+    /// A file can't be read or written; it stays as it is.
+    fn pack(&self, _until: Timestamp) -> Result<usize, ReadError> {
+        Ok(0)
+    }
+
     /// Let the old records go: of the streams named in `keep`, and of those that have newer records, all records are written once
     /// more, unchanged, before that; the others are forgotten, and a stream of their name begins anew. Nothing is let go if one of
     /// them has got a record since. Blocks for as long as it takes to write what is kept.

@@ -21,6 +21,8 @@ use crate::{
 
 const DAYS: NonZeroU32 = NonZeroU32::new(30).expect("30 is not 0");
 const DAY_MS: u64 = 24 * 3_600_000;
+/// What is open for longer than this is mostly passive, and not read at a start.
+const PACK_AFTER_MS: u64 = 7 * DAY_MS;
 /// Between two looks at what the journal need not keep.
 const RETENTION_LOOK: Duration = Duration::from_secs(3_600);
 
@@ -140,10 +142,10 @@ impl ServeSettings {
         }
     }
 
-    /// How long the journal keeps what has ended; none: for ever.
-    pub(crate) fn retention(&self) -> Option<Retention> {
-        let keep_ms = u64::from(self.journal_days) * DAY_MS;
-        (keep_ms > 0).then_some(Retention { keep_ms, look_every: RETENTION_LOOK })
+    /// How long the journal keeps what has ended.
+    pub(crate) fn retention(&self) -> Retention {
+        let keep_ms = (self.journal_days > 0).then(|| u64::from(self.journal_days) * DAY_MS);
+        Retention { keep_ms, pack_after_ms: PACK_AFTER_MS, look_every: RETENTION_LOOK }
     }
 
     /// How NATS is reached.

@@ -1,4 +1,4 @@
-//! How long the journal keeps what has ended. What is open stays whole, however old it is, and so does what says who may do what,
+//! How long the journal keeps what has ended, and from when on in fewer bytes. What is open stays whole, however old it is, and so does what says who may do what,
 //! which agents there are, and how playbooks were; everything else goes with the segment that holds its last record.
 
 use std::{sync::Arc, time::Duration};
@@ -15,11 +15,13 @@ use crate::{
     store::{StoreError, StoreWrite},
 };
 
-/// How long the journal keeps what has ended.
+/// How long the journal keeps what has ended, and from when on in fewer bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
-    /// After its last record. At least so long; a segment goes when all of its records are older.
-    pub keep_ms: u64,
+    /// After its last record. At least so long; a segment goes when all of its records are older. None: for ever.
+    pub keep_ms: Option<u64>,
+    /// A segment is compressed when all of its records are older.
+    pub pack_after_ms: u64,
     /// Between two looks at what is old enough.
     pub look_every: Duration,
 }
@@ -64,12 +66,31 @@ impl Shared {
                 () = self.stop.cancelled() => return,
                 () = tokio::time::sleep(retention.look_every) => {}
             }
-            let keep = SignedDuration::from_millis(i64::try_from(retention.keep_ms).unwrap_or(i64::MAX));
-            let Ok(until) = self.clock.now().checked_sub(keep) else { continue };
-            if let Err(error) = self.let_go_of(until).await {
+            if let Some(until) = retention.keep_ms.and_then(|keep_ms| self.ago(keep_ms))
+                && let Err(error) = self.let_go_of(until).await
+            {
                 warn!(%error, "old records of the journal are kept for now; it is tried again");
             }
+            if let Some(until) = self.ago(retention.pack_after_ms)
+                && let Err(error) = self.pack(until).await
+            {
+                warn!(%error, "old records of the journal are not compressed for now; it is tried again");
+            }
         }
+    }
+
+    fn ago(&self, ms: u64) -> Option<Timestamp> {
+        let ms = SignedDuration::from_millis(i64::try_from(ms).ok()?);
+        self.clock.now().checked_sub(ms).ok()
+    }
+
+    async fn pack(&self, until: Timestamp) -> Result<(), RetentionError> {
+        let journal = Arc::clone(&self.journal);
+        let segments = tokio::task::spawn_blocking(move || journal.pack(until)).await??;
+        if segments > 0 {
+            info!(segments, "old segments of the journal were compressed");
+        }
+        Ok(())
     }
 
     async fn let_go_of(self: &Arc<Self>, until: Timestamp) -> Result<(), RetentionError> {

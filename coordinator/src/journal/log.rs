@@ -16,6 +16,8 @@ pub(crate) mod files;
 mod format;
 mod index;
 mod open;
+mod pack;
+mod packed;
 mod queue;
 mod read;
 mod replay;
@@ -327,6 +329,10 @@ impl Journal for LogJournal {
 
     fn old(&self, until: Timestamp) -> Result<Option<Old>, ReadError> {
         retain::old(&self.shared, until)
+    }
+
+    fn pack(&self, until: Timestamp) -> Result<usize, ReadError> {
+        pack::pack(&self.shared, until)
     }
 
     fn let_go(&self, old: &Old, keep: &[StreamId], at: Timestamp, by: &Actor) -> Result<Position, LetGoError> {

@@ -36,7 +36,9 @@ metadata: {name: waits, owner: devops}
 spec: {phases: [{id: only, steps: [{id: w, wait: {signal: go}}]}]}
 ";
 
-const KEEP: Retention = Retention { keep_ms: 30 * 86_400_000, look_every: Duration::from_millis(50) };
+const DAY_MS: u64 = 86_400_000;
+const KEEP: Retention =
+    Retention { keep_ms: Some(30 * DAY_MS), pack_after_ms: 7 * DAY_MS, look_every: Duration::from_millis(50) };
 const BOUND: Duration = Duration::from_secs(60);
 
 /// A coordinator with a log on disk of small segments, so many days after the first.
@@ -170,6 +172,11 @@ async fn what_ended_long_ago_goes_and_what_is_open_stays_whole() {
     assert!(!ended.contains(&again.id), "a request whose run is gone is forgotten with it");
     work_off(&place, &mut agent, &again.id).await;
 
+    let began = Instant::now();
+    while !packed(dir.path()) {
+        assert!(began.elapsed() < BOUND, "nothing was compressed");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let begins = place.journal.begins();
     assert!(begins > Position(0));
     let listed = place.listed().await;
@@ -183,6 +190,11 @@ async fn what_ended_long_ago_goes_and_what_is_open_stays_whole() {
     let run = place.up.command_run(&ns(), &waits, signal, &operator()).await.unwrap();
     assert!(run.has_ended(), "{:?}", run.state);
     place.close().await;
+}
+
+fn packed(dir: &Path) -> bool {
+    let files = std::fs::read_dir(dir.join("data/log")).unwrap();
+    files.map(Result::unwrap).any(|file| file.path().extension().is_some_and(|end| end == "gz"))
 }
 
 async fn late_report(place: &Place, run: &RunId) -> ReportReply {

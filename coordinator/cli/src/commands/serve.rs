@@ -70,7 +70,7 @@ async fn open(settings: &ServeSettings, accept_loss: bool) -> Result<Opened> {
     config.shipped = catalogue::shipped()?;
     config.logs = Some(open_logs(&data_dir, settings.log_limits())?);
     config.events = events;
-    config.retention = settings.retention();
+    config.retention = Some(settings.retention());
     let coordinator = Coordinator::open(config).await.map_err(|e| cannot_open(&e))?;
     Ok(Opened { journal: log, store, tokens, coordinator })
 }

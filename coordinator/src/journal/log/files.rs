@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{OpenError, format};
+use super::{OpenError, format, packed::packed_file};
 use crate::journal::record::Chain;
 
 /// Where the segments are.
@@ -30,7 +30,7 @@ pub(crate) fn segment_file(data: &Path, first: u64) -> PathBuf {
     log_dir(data).join(format!("{first:020}.jsonl"))
 }
 
-/// Segments by their first batch.
+/// Segments by their first batch, each by the name of its plain file, whether it is packed or not.
 pub(crate) fn segments(data: &Path) -> Result<Vec<(u64, PathBuf)>, OpenError> {
     let dir = log_dir(data);
     let io = |source| OpenError::Io { path: dir.clone(), source };
@@ -38,17 +38,19 @@ pub(crate) fn segments(data: &Path) -> Result<Vec<(u64, PathBuf)>, OpenError> {
     for entry in fs::read_dir(&dir).map_err(io)? {
         let path = entry.map_err(io)?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if let Some(first) = name.strip_suffix(".jsonl").and_then(|first| first.parse().ok()) {
-            found.push((first, path));
+        let plain = name.strip_suffix(".gz").unwrap_or(name);
+        if let Some(first) = plain.strip_suffix(".jsonl").and_then(|first| first.parse().ok()) {
+            found.push((first, path.with_file_name(plain)));
         }
     }
     found.sort_unstable();
+    found.dedup();
     Ok(found)
 }
 
-/// Takes files away, one after the other, so that what is left is without gaps whenever this ends.
+/// Takes segments away, one after the other, so that what is left is without gaps whenever this ends.
 pub(crate) fn remove(paths: &[PathBuf]) -> io::Result<()> {
-    for path in paths {
+    for path in paths.iter().flat_map(|path| [path.clone(), packed_file(path)]) {
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Err(_) | Ok(()) => {}

@@ -14,6 +14,8 @@ use super::{
     files::{self, Cluster, HEAD_SLOT_BYTES, HeadFile, Lock},
     format,
     index::{Index, Segment, Slot},
+    pack::PACKING,
+    packed::packed_file,
     spare::SPARE,
     walk::{Tail, Walked, walk},
 };
@@ -36,8 +38,10 @@ pub(crate) fn open(data: &Path, options: &LogOptions) -> Result<Opened, OpenErro
     let dir = files::log_dir(data);
     fs::create_dir_all(&dir).map_err(|source| OpenError::Io { path: dir.clone(), source })?;
     let lock = files::lock(data)?;
-    for leftover in [SPARE, FRESH] {
-        match fs::remove_file(dir.join(leftover)) {
+    let half_done = files::segments(data)?.into_iter().map(|(_, plain)| plain).filter(|plain| plain.exists());
+    let leftovers = [SPARE, FRESH, PACKING].map(|name| dir.join(name));
+    for leftover in half_done.map(|plain| packed_file(&plain)).chain(leftovers) {
+        match fs::remove_file(leftover) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(OpenError::Io { path: dir, source: e }),
             Err(_) | Ok(()) => {}
         }

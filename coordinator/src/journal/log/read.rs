@@ -1,10 +1,18 @@
 //! Reads records while the log is being written: only what is synced, and nothing unchecked.
 
-use std::{collections::HashMap, fs::File, io, os::unix::fs::FileExt as _, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashMap,
+    fs::File,
+    io,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::{
     Shared,
     index::{Place, Segment},
+    packed::Packed,
     scan::{Item, Scan, readable_commits},
 };
 use crate::journal::{Position, ReadError, Record, StreamId, record};
@@ -43,7 +51,7 @@ impl Carried {
 /// The rest of a segment, to be read a megabyte or so at a time.
 struct Pieces {
     path: PathBuf,
-    file: Option<File>,
+    file: Option<Source>,
     /// The batch with which it begins.
     first: u64,
     at: u64,
@@ -128,10 +136,10 @@ impl Pieces {
     ) -> io::Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
-            none => none.insert(File::open(&self.path)?),
+            none => none.insert(Source::open(&self.path)?),
         };
         let Some(end) = self.ends.pop() else { return Ok(()) };
-        let bytes = read_at(file, self.at, end - self.at)?;
+        let bytes = file.read_at(self.at, end - self.at)?;
         let place = |at: usize| format!("{}, byte {}", self.path.display(), self.at + at as u64);
         for item in Scan::new(&bytes, 0) {
             match item {
@@ -163,10 +171,11 @@ impl Pieces {
                     let hints = readable_commits(&bytes[from..to]);
                     // The batch before the first one that is missing is there: its streams have lost nothing.
                     let first = damage.intact + 1;
+                    let packed = file.victims(self.at + from as u64, self.at + to as u64);
                     let streams = hints.into_iter().flat_map(|(commit, _)| {
                         if commit.batch > first { [commit.streams, commit.before].concat() } else { commit.streams }
                     });
-                    damage.open.get_or_insert_with(|| (place(from), Vec::new())).1.extend(streams);
+                    damage.open.get_or_insert_with(|| (place(from), Vec::new())).1.extend(streams.chain(packed));
                 }
             }
         }
@@ -283,7 +292,7 @@ struct Files<'a> {
     paths: &'a [PathBuf],
     /// How many segments were before these.
     gone: usize,
-    open: Option<(usize, Arc<File>)>,
+    open: Option<(usize, Source)>,
 }
 
 impl Files<'_> {
@@ -291,11 +300,10 @@ impl Files<'_> {
         const PIECE: u64 = 8 << 10;
         let path = &self.paths[place.segment() - self.gone];
         let io = |e: io::Error| ReadError::Io { place: path.display().to_string(), what: e.to_string() };
-        let file = match &self.open {
-            Some((segment, file)) if *segment == place.segment() => file.clone(),
-            Some(_) | None => Arc::new(File::open(path).map_err(io)?),
+        let mut source = match self.open.take() {
+            Some((segment, source)) if segment == place.segment() => source,
+            Some(_) | None => Source::open(path).map_err(io)?,
         };
-        self.open = Some((place.segment(), file.clone()));
         let mut bytes = Vec::new();
         let mut lines = Vec::with_capacity(place.count());
         let mut start = 0;
@@ -304,17 +312,52 @@ impl Files<'_> {
                 lines.push(bytes[start..start + len].to_vec());
                 start += len + 1;
                 if lines.len() == place.count() {
+                    self.open = Some((place.segment(), source));
                     return Ok(lines);
                 }
             }
             let more =
-                read_at(&file, place.offset() + bytes.len() as u64, PIECE.max(bytes.len() as u64)).map_err(io)?;
+                source.read_at(place.offset() + bytes.len() as u64, PIECE.max(bytes.len() as u64)).map_err(io)?;
             if more.is_empty() {
                 let what = "the file ends in the middle of a record".to_owned();
                 let place = format!("{}, byte {}", path.display(), place.offset());
                 return Err(ReadError::Damaged { place, what, streams: vec![] });
             }
             bytes.extend_from_slice(&more);
+        }
+    }
+}
+
+/// The text of a segment, plain or packed.
+enum Source {
+    Plain(File),
+    Packed(Box<Packed>),
+}
+
+impl Source {
+    fn open(path: &Path) -> io::Result<Self> {
+        match File::open(path) {
+            Ok(file) => Ok(Self::Plain(file)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Self::Packed(Box::new(Packed::open(path)?))),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn read_at(&mut self, offset: u64, len: u64) -> io::Result<Vec<u8>> {
+        match self {
+            Self::Plain(file) => read_at(file, offset, len),
+            Self::Packed(packed) => {
+                let number = |n: u64| usize::try_from(n).map_err(io::Error::other);
+                Ok(packed.read_at(number(offset)?, number(len)?))
+            }
+        }
+    }
+
+    /// The streams of what is missing, where that is known.
+    fn victims(&self, from: u64, to: u64) -> Vec<StreamId> {
+        match (self, usize::try_from(from), usize::try_from(to)) {
+            (Self::Packed(packed), Ok(from), Ok(to)) => packed.victims(from, to),
+            _ => Vec::new(),
         }
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! That segments may go is a record itself, in the stream [`RETENTION`]: a log that begins later than it says is damaged.
 
-use std::{collections::HashSet, fs};
+use std::collections::HashSet;
 
 use jiff::Timestamp;
 use muster_engine::ids::Actor;
@@ -17,6 +17,7 @@ use super::{
     index::{Place, Segment},
     read,
     scan::{Item, Scan},
+    walk::text_of,
 };
 use crate::journal::{AppendError, Appended, LetGoError, NewRecord, Old, Position, ReadError, StreamAppend, StreamId};
 
@@ -89,13 +90,16 @@ pub(crate) fn old(shared: &Shared, until: Timestamp) -> Result<Option<Old>, Read
 }
 
 /// When the newest record of a full segment was made; none: it is damaged.
-fn newest_of(segment: &Segment) -> Result<Option<Timestamp>, ReadError> {
+pub(crate) fn newest_of(segment: &Segment) -> Result<Option<Timestamp>, ReadError> {
     #[derive(Deserialize)]
     struct Made {
         at: Timestamp,
     }
     let io = |e: std::io::Error| ReadError::Io { place: segment.path.display().to_string(), what: e.to_string() };
-    let bytes = fs::read(&segment.path).map_err(io)?;
+    let (bytes, missing) = text_of(&segment.path).map_err(io)?;
+    if !missing.is_empty() {
+        return Ok(None);
+    }
     let end = usize::try_from(segment.end).unwrap_or(bytes.len()).min(bytes.len());
     let start = segment.marks.first().map_or(0, |(_, at)| usize::try_from(*at).unwrap_or(end));
     let mut newest = Timestamp::MIN;

@@ -9,6 +9,7 @@ use crate::journal::conformance::{self, all, append, id, to};
 
 mod damage;
 mod faults;
+mod pack;
 mod retain;
 
 /// Small, so that a few appends fill a segment.

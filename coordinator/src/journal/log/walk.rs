@@ -1,8 +1,8 @@
 //! Reads a whole log, checks every byte, and says what is wrong. Writes nothing.
 
 use std::{
-    collections::HashMap,
-    fmt, fs,
+    collections::{HashMap, VecDeque},
+    fmt, fs, io,
     path::{Path, PathBuf},
 };
 
@@ -13,6 +13,7 @@ use super::{
     files::{self, HeadFile},
     format::{CARRYING_VERSION, CommitLine, SegmentLine, is_sealed},
     index::{Index, Segment, Slot},
+    packed::{Missing, Named, Packed},
     scan::{Batch, Item, Scan, readable_commits},
 };
 use crate::journal::{
@@ -102,6 +103,7 @@ pub(crate) fn walk(
         file: String::new(),
         within: HashMap::new(),
         is_unanchored: false,
+        missing: VecDeque::new(),
     };
     if let Some((first, _)) = segments.first() {
         walker.walked.index.position = Position(first.saturating_sub(1));
@@ -126,6 +128,8 @@ pub(super) struct Walker<'a> {
     pub(super) within: HashMap<Slot, u64>,
     /// The chain before the first batch is not known.
     is_unanchored: bool,
+    /// What is missing of the present segment, if it is packed.
+    missing: VecDeque<Missing>,
 }
 
 struct Damage {
@@ -133,19 +137,24 @@ struct Damage {
     from: u64,
     to: u64,
     commits: Vec<CommitLine>,
+    /// What was there, if it was packed.
+    named: Option<Named>,
     /// One of the batches in it was followed by another, so it had been synced.
     was_synced: bool,
 }
 
 impl Walker<'_> {
-    fn segment(&mut self, first: u64, path: &PathBuf, next_first: Option<u64>) -> Result<(), OpenError> {
-        let bytes = fs::read(path).map_err(|source| OpenError::Io { path: path.clone(), source })?;
+    fn segment(&mut self, first: u64, path: &Path, next_first: Option<u64>) -> Result<(), OpenError> {
+        let (bytes, missing) = text_of(path).map_err(|source| OpenError::Io { path: path.into(), source })?;
+        self.missing = missing.into();
         self.file = file_of(path);
         self.walked.unvouched_from = None;
         let (start, version) = self.first_line(first, &bytes)?;
         let (end, version) = (start as u64, version.unwrap_or(CARRYING_VERSION));
-        let marks = vec![(Position(first), end)];
-        self.walked.index.segments.push(Segment { path: path.clone(), version, first, end, marks, newest: None });
+        // A reader that comes by must see that something is missing there.
+        let is_cut = self.missing.front().is_some_and(|missing| missing.from == 0);
+        let marks = vec![(Position(first), if is_cut { 0 } else { end })];
+        self.walked.index.segments.push(Segment { path: path.into(), version, first, end, marks, newest: None });
         let mut scan = Scan::new(&bytes, start);
         loop {
             if next_first == Some(self.walked.index.position.0 + 1) {
@@ -155,7 +164,10 @@ impl Walker<'_> {
             let at = scan.at();
             match scan.next() {
                 Some(Item::Batch(batch)) if next_first.is_some_and(|next| batch.commit.batch >= next) => return Ok(()),
-                Some(Item::Batch(batch)) => self.batch(&batch)?,
+                Some(Item::Batch(batch)) => {
+                    self.miss(batch.from);
+                    self.batch(&batch)?;
+                }
                 Some(Item::Damage { from, to }) => self.damaged(&bytes, from, to),
                 Some(Item::Tail { from, to }) if next_first.is_some() => self.damaged(&bytes, from, to),
                 Some(Item::Tail { from, to }) => {
@@ -163,6 +175,7 @@ impl Walker<'_> {
                     self.damaged(&bytes, from, to);
                 }
                 None => {
+                    self.miss(usize::MAX);
                     tracing::trace!(file = self.file, at, "read");
                     return Ok(());
                 }
@@ -206,12 +219,25 @@ impl Walker<'_> {
         Ok((line.len(), Some(parsed.segment)))
     }
 
+    /// What is missing of a packed segment before this byte of its text.
+    fn miss(&mut self, before: usize) {
+        while self.missing.front().is_some_and(|missing| missing.from < before) {
+            let Some(Missing { from, to, what }) = self.missing.pop_front() else { return };
+            let (file, from, to) = (self.file.clone(), from as u64, to as u64);
+            self.damage.push(Damage { file, from, to, commits: Vec::new(), named: what, was_synced: true });
+        }
+    }
+
     fn damaged(&mut self, bytes: &[u8], from: usize, to: usize) {
+        if self.missing.iter().any(|missing| missing.from < to && missing.to > from) {
+            // It is said by name.
+            return;
+        }
         let commits = readable_commits(&bytes[from..to]);
         let was_synced = commits.iter().any(|(_, end)| from + end < to);
         let commits = commits.into_iter().map(|(commit, _)| commit).collect();
         let (file, from, to) = (self.file.clone(), from as u64, to as u64);
-        self.damage.push(Damage { file, from, to, commits, was_synced });
+        self.damage.push(Damage { file, from, to, commits, named: None, was_synced });
     }
 
     fn batch(&mut self, batch: &Batch<'_>) -> Result<(), OpenError> {
@@ -334,7 +360,14 @@ fn victims(first: u64, next: &CommitLine, damage: &[Damage]) -> (Vec<StreamId>, 
     const MOST_BATCHES: u64 = 10_000;
     let (mut streams, mut all_named) = (next.before.clone(), true);
     let known = |batch: u64| damage.iter().flat_map(|d| &d.commits).find(|commit| commit.batch == batch);
-    for batch in first..next.batch - 1 {
+    for named in damage.iter().filter_map(|damage| damage.named.as_ref()) {
+        streams.extend(named.streams.iter().cloned());
+    }
+    let is_named = |batch: u64| {
+        let named = damage.iter().filter_map(|damage| damage.named.as_ref());
+        named.map(|named| named.batches).any(|(first, last)| (first..=last).contains(&batch))
+    };
+    for batch in (first..next.batch - 1).filter(|batch| !is_named(*batch)) {
         let own = known(batch).map(|commit| &commit.streams);
         let after = known(batch + 1).map(|commit| &commit.before);
         all_named &= own.is_some() && own == after;
@@ -347,6 +380,15 @@ fn victims(first: u64, next: &CommitLine, damage: &[Damage]) -> (Vec<StreamId>, 
     streams.sort_unstable();
     streams.dedup();
     (streams, all_named)
+}
+
+/// A segment's text, whether it is packed or not, and what is missing of it.
+pub(super) fn text_of(path: &Path) -> io::Result<(Vec<u8>, Vec<Missing>)> {
+    match fs::read(path) {
+        Ok(text) => Ok((text, Vec::new())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Packed::open(path).map(|mut packed| packed.text()),
+        Err(e) => Err(e),
+    }
 }
 
 pub(super) fn file_of(segment: &Path) -> String {
