@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     fmt, fs, io,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use serde::Serialize;
