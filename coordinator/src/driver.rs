@@ -8,6 +8,7 @@
 //! Effects are derived from state, so that after a crash the same effects are derived again: [`Coordinator::open`] replays,
 //! and every run does what is outstanding.
 
+mod alone;
 mod clock;
 mod control;
 mod convert;
@@ -41,12 +42,7 @@ mod watch;
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use muster_bus::{
-    Bus, BusError,
-    message::{ActionOffer, Beat},
-    subject::CHECK,
-};
+use muster_bus::{Bus, BusError, message::ActionOffer};
 use muster_engine::{
     ids::{Actor, AgentName, Namespace},
     run::Run,
@@ -55,7 +51,7 @@ use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
-pub use self::{clock::Clock, new_life::NewLifeError, retention::Retention};
+pub use self::{alone::answer_alone, clock::Clock, new_life::NewLifeError, retention::Retention};
 use self::{
     entry::{Message, RunEntry},
     figures::Figures,
@@ -81,9 +77,6 @@ use crate::{
 
 /// Between two looks at leases and at the clock.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
-
-/// How long another coordinator has to answer before this one takes its place.
-const CHECK_WITHIN: Duration = Duration::from_secs(2);
 
 /// How often a stop tells everything that is under way, and how long it waits each time.
 const STOP_TRIES: u32 = 40;
@@ -209,9 +202,7 @@ impl Coordinator {
     /// # Errors
     /// See [`OpenError`]. Damaged records are no error: the runs they belong to are put in quarantine.
     pub async fn open(mut config: Config) -> Result<Self, OpenError> {
-        if another_answers(&*config.bus).await {
-            return Err(OpenError::AnotherAnswers);
-        }
+        answer_alone(&*config.bus).await?;
         let mut recovered = recover(&config, config.after_loss).await?;
         if let Some(last) = recovered.last_at {
             config.clock.not_before(last);
@@ -291,23 +282,6 @@ async fn recover(config: &Config, all: bool) -> Result<recovery::Recovered, Stor
     tokio::task::spawn_blocking(move || recovery::recover_or_rebuild(&*journal, &store, all))
         .await
         .map_err(|e| StoreError::Io(format!("the recovery did not end: {e}")))?
-}
-
-/// Whether some coordinator answers the beat of an agent that it can't know.
-async fn another_answers(bus: &dyn Bus) -> bool {
-    let beat = Beat { cluster: String::new(), instance: "check".to_owned(), holds: Vec::new(), draining: false };
-    let payload = serde_json::to_vec(&beat).map(Bytes::from).unwrap_or_default();
-    match bus.request(CHECK, payload, CHECK_WITHIN).await {
-        Ok(_) => true,
-        Err(BusError::NoResponders(_)) => false,
-        Err(
-            e
-            @ (BusError::Timeout(_) | BusError::TooLarge { .. } | BusError::BadSubject(_) | BusError::Disconnected(_)),
-        ) => {
-            warn!("whether another coordinator is at work can't be told: {e}");
-            false
-        }
-    }
 }
 
 /// What all parts of a coordinator share.

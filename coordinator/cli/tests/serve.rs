@@ -68,6 +68,7 @@ fn what_was_done_is_there_after_a_restart_and_in_the_journal() {
     session.run(&serve(&nats.url, &second, "data"));
     session.env("MUSTER_LOG", "error");
     session.run(&serve(&nats.url, &second, "other"));
+    assert!(!session.is_there("other"), "a first start that is refused leaves nothing behind");
     server.stop();
     agent.stop();
 
@@ -206,6 +207,7 @@ fn what_can_not_be_served_is_said() {
     session.run(&serve("nats://127.0.0.1:4222", "0.0.0.0:0", "data"));
     session.run(&[&serve("nats://127.0.0.1:4222", "127.0.0.1:0", "data")[..], &["--tls-cert", "cert.pem"]].concat());
     session.run(&serve(&nobody, "127.0.0.1:0", "data"));
+    assert!(!session.is_there("data"), "nothing is made before it may serve");
     session.run(&["journal", "verify", "--data-dir", "nowhere"]);
     session.check("not_served");
 }

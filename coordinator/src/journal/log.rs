@@ -230,6 +230,11 @@ impl Shared {
 }
 
 impl LogJournal {
+    /// Whether there is a log in a data directory, whole or not. [`LogJournal::open`] makes one where there is none.
+    pub fn is_begun(data: &Path) -> bool {
+        files::log_dir(data).exists()
+    }
+
     /// Opens the log of a data directory, or makes one; reads all of it and checks every byte.
     ///
     /// # Errors

@@ -58,9 +58,15 @@ struct Opened {
 
 async fn open(settings: &ServeSettings, accept_loss: bool) -> Result<Opened> {
     let data_dir = settings.data_dir();
-    let log = open_journal(&data_dir, accept_loss).await?;
     let keep = duration(&settings.events_keep).map_err(|e| e.at("events_keep"))?;
+    // Who has a log hears first what is wrong with it; who has none writes nothing before it may serve.
+    let log = if LogJournal::is_begun(&data_dir) { Some(open_journal(&data_dir, accept_loss).await?) } else { None };
     let bus = connect(settings).await?;
+    driver::answer_alone(&bus).await.map_err(|e| cannot_open(&e))?;
+    let log = match log {
+        Some(log) => log,
+        None => open_journal(&data_dir, accept_loss).await?,
+    };
     let events = (!settings.no_events).then(|| Events { sink: Arc::new(bus.events(keep)), keep });
     let store = open_store(&data_dir, &log).await?;
     let journal: Arc<dyn Journal> = Arc::clone(&log) as _;

@@ -60,6 +60,11 @@ impl Session {
         path
     }
 
+    /// Whether there is a file or folder of this name.
+    pub(crate) fn is_there(&self, name: &str) -> bool {
+        self.home.path().join(name).exists()
+    }
+
     /// Change who may do what with a file.
     pub(crate) fn mode(&self, name: &str, mode: u32) {
         use std::os::unix::fs::PermissionsExt as _;
