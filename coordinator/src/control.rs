@@ -12,11 +12,12 @@ use muster_engine::{
     ids::{Actor, AgentName, Digest, Namespace, RunId},
     plan::Plan,
     run::{
-        Command, Run,
+        Command, Run, Waiting, WaitsOn,
         event::{Event, RunOutcome},
         state::{MilestoneState, RunState, StepState},
     },
 };
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::logs;
@@ -132,6 +133,23 @@ pub struct RunSummary {
     pub started_by: Actor,
     /// When it ended.
     pub ended_at: Option<Timestamp>,
+    /// What it waits for most urgently; none: it has ended.
+    pub waiting: Option<MostUrgent>,
+}
+
+/// The most urgent of what [`Control::explain_run`] answers, cut to what a line holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MostUrgent {
+    /// As in [`Explanation::subject`].
+    pub subject: String,
+    /// What it waits for.
+    pub waits_for: String,
+    /// On whom.
+    pub on_whom: String,
+    /// On what kind of party.
+    pub on: WaitsOn,
+    /// Since when.
+    pub since: Timestamp,
 }
 
 /// What a run is doing, in the words of [`RunSummary::state`]. `WAITING` means that a person has to answer something,
@@ -199,6 +217,17 @@ pub struct RunFilter {
     pub states: Vec<String>,
     /// By the playbook's name.
     pub playbook: Option<String>,
+    /// By the party that [`RunSummary::waiting`] names; empty: all.
+    pub waits_on: Vec<WaitsOn>,
+}
+
+impl RunFilter {
+    /// Whether a run is listed. What it waits on is asked for only if that is filtered by.
+    pub fn admits(&self, state: &str, playbook: &str, waits_on: impl FnOnce() -> Option<WaitsOn>) -> bool {
+        (self.states.is_empty() || self.states.iter().any(|wanted| wanted == state))
+            && self.playbook.as_ref().is_none_or(|wanted| wanted == playbook)
+            && (self.waits_on.is_empty() || waits_on().is_some_and(|on| self.waits_on.contains(&on)))
+    }
 }
 
 /// One page of something.
@@ -289,6 +318,8 @@ pub struct Explanation {
     pub waits_for: String,
     /// On whom.
     pub on_whom: String,
+    /// On what kind of party.
+    pub on: WaitsOn,
     /// Since when.
     pub since: Timestamp,
     /// What happens next by itself.
@@ -297,6 +328,13 @@ pub struct Explanation {
     pub next_at: Option<Timestamp>,
     /// What a person can do, as a command.
     pub hint: String,
+}
+
+impl From<Waiting> for Explanation {
+    fn from(waiting: Waiting) -> Self {
+        let Waiting { subject, waits_for, on_whom, on, since, next_action, next_at, hint } = waiting;
+        Self { subject: subject.to_string(), waits_for, on_whom, on, since, next_action, next_at, hint }
+    }
 }
 
 /// A stream of what happens.

@@ -116,7 +116,10 @@ fn a_run_is_started_asked_about_and_stopped() {
     session.run(&["run", "start", "stuck", "--validate-only"]);
     let run = session.start(&["run", "start", "stuck", "--note", "for the transcript"]);
     session.run(&["run", "explain", &run]);
+    session.run(&["run", "list", "--waiting"]);
+    session.run(&["run", "list", "--waiting", "--playbook", "walk"]);
     session.run(&["run", "pause", &run, "--reason", "a look first"]);
+    session.run(&["run", "list", "--state", "paused", "-o", "json"]);
     session.run(&["run", "wait", &run]);
     session.run(&["run", "resume", &run, "--reason", "go on"]);
     session.run(&["run", "list", "--state", "running"]);

@@ -23,7 +23,7 @@ pub use apply::{Corrupt, Touched};
 pub use command::{Command, Fence, Rejection, Resolution};
 pub use decide::Turn;
 pub use event::{Event, RunStarted};
-pub use explain::{Waiting, WaitingSubject};
+pub use explain::{Waiting, WaitingSubject, WaitsOn};
 pub use invariants::Violation;
 pub use outstanding::{CancelAttempt, Dispatch, Outstanding, Place, Wake, WakeUp};
 pub use state::Run;

@@ -157,7 +157,7 @@ fn a_milestone_of_a_run_that_is_stopped_can_only_be_missed() {
     assert_eq!(
         said(&world),
         [
-            "step b: the end of its work (attempt 1) / agent infra-1 (instance infra-1-a) / \
+            "step b: the end of its work (attempt 1) / agent infra-1 / \
              the agent is told to stop; without a word from it, the attempt counts as ended / nothing has to be done",
             "milestone of phase only: the end of the run, which is being cancelled: it can only be missed / \
              the steps of the run / it is missed: when the run ends, at the latest / see what the steps wait for",
@@ -190,7 +190,7 @@ fn explain_names_everything_that_a_run_waits_for() {
         lines,
         [
             "step a: it broke / devops / the owner is reminded",
-            "step b: the end of its work (attempt 1) / agent infra-1 (instance infra-1-a) / the attempt counts as ended",
+            "step b: the end of its work (attempt 1) / agent infra-1 / the attempt counts as ended",
             "step c: an agent that offers test.do 1.0.0 / agents of role infra, site=eu / the owner is reminded",
             "milestone of phase only: 4 of 4 steps of phase only to end / the steps of its phase / it becomes at risk",
         ]

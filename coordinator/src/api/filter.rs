@@ -1,5 +1,6 @@
-//! `filter` of `ListRuns` and of logs: terms joined by AND; alternatives of `state` joined by OR.
+//! `filter` of `ListRuns` and of logs: terms joined by AND; alternatives of `state` and of `waits_on` joined by OR.
 
+use muster_engine::run::WaitsOn;
 use tonic::Status;
 
 use crate::{
@@ -48,6 +49,14 @@ pub(super) fn runs(text: &str) -> Result<RunFilter, Status> {
             }
             all if all.iter().all(|(field, _)| field == "state") => {
                 return Err(bad("a run is in one state: join states by OR"));
+            }
+            all if all.iter().all(|(field, _)| field == "waits_on") && filter.waits_on.is_empty() => {
+                for (_, value) in all {
+                    filter.waits_on.push(waits_on(value)?);
+                }
+            }
+            all if all.iter().all(|(field, _)| field == "waits_on") => {
+                return Err(bad("a run waits most urgently on one party: join alternatives by OR"));
             }
             all => {
                 let fields: Vec<&str> = all.iter().map(|(f, _)| f.as_str()).collect();
@@ -125,6 +134,18 @@ fn state(value: &str) -> Result<String, Status> {
     if STATES.contains(&word.as_str()) { Ok(word) } else { Err(bad(&format!("`{value}` is no state of a run"))) }
 }
 
+fn waits_on(value: &str) -> Result<WaitsOn, Status> {
+    let word = value.strip_prefix("WAITS_ON_").unwrap_or(value).to_ascii_uppercase();
+    match word.as_str() {
+        "PERSON" => Ok(WaitsOn::Person),
+        "AGENT" => Ok(WaitsOn::Agent),
+        "SIGNAL" => Ok(WaitsOn::Signal),
+        "TIME" => Ok(WaitsOn::Time),
+        "WORK" => Ok(WaitsOn::Work),
+        _ => Err(bad(&format!("`{value}` is none of PERSON, AGENT, SIGNAL, TIME and WORK"))),
+    }
+}
+
 fn bad(what: &str) -> Status {
     bad_field(
         Reason::FilterInvalid,
@@ -145,6 +166,8 @@ mod tests {
         assert_eq!(f.playbook.as_deref(), Some("hello"));
         let f = runs("(state = STATE_FAILED)").unwrap();
         assert_eq!(f.states, ["FAILED"]);
+        let f = runs("state = RUNNING AND waits_on = PERSON OR waits_on = WAITS_ON_AGENT").unwrap();
+        assert_eq!((f.waits_on, f.states), (vec![WaitsOn::Person, WaitsOn::Agent], vec!["RUNNING".to_owned()]));
         let f = runs("  ").unwrap();
         assert!(f.states.is_empty() && f.playbook.is_none());
     }
@@ -182,6 +205,9 @@ mod tests {
             "state = RUNNING OR playbook = a",
             "state = RUNNING AND state = FAILED",
             "state != RUNNING",
+            "waits_on = NOBODY",
+            "waits_on = PERSON AND waits_on = AGENT",
+            "waits_on = PERSON OR state = RUNNING",
             "AND",
             "playbook = \"",
             "playbook = a b",

@@ -353,5 +353,6 @@ fn explanation(e: Explanation) -> pb::Waiting {
         next_action: e.next_action,
         next_time: e.next_at.map(to_time),
         hint: e.hint,
+        waits_on: run::waits_on(e.on).into(),
     }
 }

@@ -139,11 +139,14 @@ impl Control for Coordinator {
         page_token: &str,
     ) -> Result<Page<RunSummary>, ControlError> {
         let (namespace, filter, token) = (namespace.clone(), filter.clone(), page_token.to_owned());
+        let shared = Arc::clone(&self.shared);
+        let wanted = move |row: &RunRow| filter.admits(&row.state, &row.playbook, || shared.waits_on(row));
         let page =
-            self.shared.look_up(move |store| store.list_runs(&namespace, &filter, page_of(page_size), &token)).await?;
+            self.shared.look_up(move |store| store.list_runs(&namespace, wanted, page_of(page_size), &token)).await?;
         let summary = |row: RunRow| {
-            let held = self.shared.runs.get(&row.id).map(|entry| entry.view());
-            rows::summary_of(row, held)
+            let entry = self.shared.runs.get(&row.id);
+            let waiting = entry.as_ref().and_then(|entry| self.shared.most_urgent(entry));
+            rows::summary_of(row, entry.map(|entry| entry.view()), waiting)
         };
         Ok(Page { items: page.items.into_iter().map(summary).collect(), next_page_token: page.next_page_token })
     }

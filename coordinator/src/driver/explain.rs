@@ -1,15 +1,48 @@
 //! What a run waits for: what its state says, and what only placement knows.
 
 use jiff::Timestamp;
-use muster_engine::run::{Outstanding, Waiting, WaitingSubject, event::Subject};
+use muster_engine::run::{Outstanding, Waiting, WaitingSubject, WaitsOn, event::Subject};
 use tracing::warn;
 
-use super::{Shared, entry::RunEntry, errors, run_task::RunTask};
-use crate::{control::Explanation, registry::placement::Wish};
+use super::{Shared, entry::RunEntry, errors, rows::most_urgent, run_task::RunTask};
+use crate::{
+    control::{Explanation, MostUrgent},
+    registry::placement::Wish,
+    store::RunRow,
+};
 
 impl Shared {
     /// Everything of a run that waits.
     pub(super) fn explain(&self, entry: &RunEntry) -> Vec<Explanation> {
+        let own = self.explain_itself(entry);
+        self.cut_off(&own).into_iter().chain(own).collect()
+    }
+
+    /// What lists say: what the run itself asks of a person is answered even while NATS can't be reached.
+    pub(super) fn most_urgent(&self, entry: &RunEntry) -> Option<MostUrgent> {
+        let own = self.explain_itself(entry);
+        let cut_off = self.cut_off(&own);
+        most_urgent(own.into_iter().chain(cut_off))
+    }
+
+    /// What holds every run that waits for anything.
+    fn cut_off(&self, own: &[Explanation]) -> Option<Explanation> {
+        let since = self.outage.since().filter(|_| !own.is_empty())?;
+        Some(Explanation {
+            subject: "run".to_owned(),
+            waits_for: "NATS, which can't be reached".to_owned(),
+            on_whom: "whoever operates NATS".to_owned(),
+            on: WaitsOn::Person,
+            since,
+            next_action:
+                "it is tried again by itself; until then nothing is given out, and no clock of an attempt runs out"
+                    .to_owned(),
+            next_at: None,
+            hint: "start nats-server again, or mend the network between".to_owned(),
+        })
+    }
+
+    fn explain_itself(&self, entry: &RunEntry) -> Vec<Explanation> {
         let view = entry.view();
         let now = self.clock.now();
         if let Some(why) = view.quarantine {
@@ -19,6 +52,7 @@ impl Shared {
                 subject: "run".to_owned(),
                 waits_for: format!("its records to be whole: {why}"),
                 on_whom: "whoever operates this coordinator".to_owned(),
+                on: WaitsOn::Person,
                 since: since.unwrap_or(last),
                 next_action: "the run is left as it is; the log names it again".to_owned(),
                 next_at: remind_at,
@@ -34,36 +68,29 @@ impl Shared {
                 reasons.push((step, self.registry.why_not(&run.namespace, &Wish::of(place))));
             }
         }
-        let cut_off = self.outage.since().map(|since| Explanation {
-            subject: "run".to_owned(),
-            waits_for: "NATS, which can't be reached".to_owned(),
-            on_whom: "whoever operates NATS".to_owned(),
-            since,
-            next_action:
-                "it is tried again by itself; until then nothing is given out, and no clock of an attempt runs out"
-                    .to_owned(),
-            next_at: None,
-            hint: "start nats-server again, or mend the network between".to_owned(),
-        });
         let waiting = run.explain(now).into_iter().map(|w| {
             let reason = match &w.subject {
                 WaitingSubject::Step(step) => reasons.iter().find(|(of, _)| of == step).map(|(_, why)| why),
                 WaitingSubject::Run | WaitingSubject::Milestone(_) | WaitingSubject::Gate(_) => None,
             };
-            Explanation {
-                subject: w.subject.to_string(),
-                waits_for: match reason {
-                    Some(why) => format!("{}: {why}", w.waits_for),
-                    None => w.waits_for,
-                },
-                on_whom: w.on_whom,
-                since: w.since,
-                next_action: w.next_action,
-                next_at: w.next_at,
-                hint: w.hint,
-            }
+            let said = reason.map(|why| format!("{}: {why}", w.waits_for));
+            let explained = Explanation::from(w);
+            Explanation { waits_for: said.unwrap_or_else(|| explained.waits_for.clone()), ..explained }
         });
-        cut_off.into_iter().chain(waiting).collect()
+        waiting.collect()
+    }
+
+    /// On what kind of party a listed run waits most urgently.
+    pub(super) fn waits_on(&self, row: &RunRow) -> Option<WaitsOn> {
+        if row.ended_at.is_some() {
+            return None;
+        }
+        let Some(entry) = self.runs.get(&row.id) else { return row.waiting.as_ref().map(|waiting| waiting.on) };
+        let view = entry.view();
+        if view.quarantine.is_some() || self.outage.since().is_some() {
+            return Some(WaitsOn::Person);
+        }
+        view.run?.explain(self.clock.now()).into_iter().map(|one| one.on).min()
     }
 }
 

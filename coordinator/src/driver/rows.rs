@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::entry::View;
 use crate::{
-    control::{MilestoneView, RunSummary, run_state, state_reason},
+    control::{Explanation, MilestoneView, MostUrgent, RunSummary, run_state, state_reason},
     store::{MilestoneRow, RunRow, StoreWrite},
 };
 
@@ -36,9 +36,21 @@ fn brief(reason: &str) -> String {
     }
 }
 
-/// A row as lists give it. Rows are written when a run's state changes: why it is in it is newer in memory, where every
-/// open run is.
-pub(super) fn summary_of(row: RunRow, held: Option<View>) -> RunSummary {
+/// The most urgent of what a run waits for, as lists give it.
+pub(super) fn most_urgent(all: impl IntoIterator<Item = Explanation>) -> Option<MostUrgent> {
+    let Explanation { subject, waits_for, on_whom, on, since, .. } = all.into_iter().min_by_key(|one| one.on)?;
+    Some(MostUrgent { subject, waits_for: brief(&waits_for), on_whom: brief(&on_whom), on, since })
+}
+
+/// What a passive run waits for: it says the same at any time.
+pub(super) fn waiting_of(run: &Run) -> Option<MostUrgent> {
+    run.passive_until()?;
+    most_urgent(run.explain(run.updated_at).into_iter().map(Explanation::from))
+}
+
+/// A row as lists give it. Rows are written when a run's state changes: why it is in it, and what it waits for, is newer in memory,
+/// where every open run is that is not passive.
+pub(super) fn summary_of(row: RunRow, held: Option<View>, waiting: Option<MostUrgent>) -> RunSummary {
     let reason = match held {
         Some(View { quarantine: Some(why), .. }) => brief(&why),
         Some(View { run: Some(run), quarantine: None }) if run_state(&run) == row.state => brief(&state_reason(&run)),
@@ -52,6 +64,7 @@ pub(super) fn summary_of(row: RunRow, held: Option<View>) -> RunSummary {
         playbook: row.playbook,
         started_at: row.started_at,
         started_by: row.started_by,
+        waiting: if row.ended_at.is_some() { None } else { waiting.or(row.waiting) },
         ended_at: row.ended_at,
     }
 }
@@ -72,6 +85,7 @@ pub(super) fn writes_of(run: &Run, quarantined: bool) -> Vec<StoreWrite> {
         playbook: run.plan.playbook.clone(),
         state: if quarantined { QUARANTINED } else { run_state(run) }.to_owned(),
         state_reason: if quarantined { String::new() } else { brief(&state_reason(run)) },
+        waiting: if quarantined { None } else { waiting_of(run) },
         started_at: run.started_at,
         started_by: run.started_by.clone(),
         ended_at: ended_at(run),
@@ -100,13 +114,14 @@ pub(super) fn writes_of(run: &Run, quarantined: bool) -> Vec<StoreWrite> {
 pub(super) fn quarantined(id: &RunId, before: Option<RunRow>) -> RunRow {
     let state = QUARANTINED.to_owned();
     match before {
-        Some(before) => RunRow { state, state_reason: String::new(), passive_until: None, ..before },
+        Some(before) => RunRow { state, state_reason: String::new(), waiting: None, passive_until: None, ..before },
         None => RunRow {
             id: id.clone(),
             namespace: "default".into(),
             playbook: String::new(),
             state,
             state_reason: String::new(),
+            waiting: None,
             started_at: began_at(id),
             started_by: "".into(),
             ended_at: None,

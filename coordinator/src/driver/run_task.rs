@@ -21,13 +21,13 @@ use super::{
     dispatch::Errand,
     entry::{Answer, Message, RunEntry, Signals},
     errors,
-    listed::Listed,
+    listed::{Listed, Why},
     requests::Request,
     turn::{Made, Pending, Turn},
     watch::Watcher,
 };
 use crate::{
-    control::{RunChange, RunEvent, state_reason},
+    control::{RunChange, RunEvent},
     journal::StreamId,
     registry::placement::Wish,
 };
@@ -67,7 +67,7 @@ pub(super) struct RunTask {
     /// What lists were told last.
     pub(super) listed: Listed,
     /// Why it is in its state, as lists were told while it was passive.
-    pub(super) listed_why: String,
+    pub(super) listed_why: Why,
 }
 
 /// What a step has in the placement table.
@@ -109,7 +109,7 @@ impl RunTask {
             later: Vec::new(),
             told_of_end: false,
             listed: Listed::default(),
-            listed_why: String::new(),
+            listed_why: Why::default(),
         }
     }
 
@@ -122,7 +122,7 @@ impl RunTask {
             }
         }
         self.listed = Listed::of(&self.run);
-        self.listed_why = state_reason(&self.run);
+        self.listed_why = Why::of(&self.run);
         self.told_of_end = self.run.has_ended();
         self.adopted = self.run.live_steps().filter_map(|i| Some((i, self.run.steps[i].live_attempt()?.0))).collect();
         self.reconcile(self.run.outstanding(self.shared.clock.now()));

@@ -22,7 +22,7 @@ pub(super) struct Meta {
     sum: u64,
 }
 
-pub(super) const STORE_VERSION: u32 = 3;
+pub(super) const STORE_VERSION: u32 = 4;
 
 impl Meta {
     fn count(&mut self, entry: &[u8]) {

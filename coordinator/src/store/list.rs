@@ -7,17 +7,14 @@ use serde::de::DeserializeOwned;
 use sled::{IVec, Tree};
 
 use super::{AgentRow, MilestoneRow, PlaybookRow, RunRow, Store, StoreError, entry, key};
-use crate::{
-    control::{Page, RunFilter},
-    journal::record::hex,
-};
+use crate::{control::Page, journal::record::hex};
 
 impl Store {
-    /// Runs of a namespace, the newest first.
+    /// Runs of a namespace that are wanted, the newest first.
     pub fn list_runs(
         &self,
         namespace: &Namespace,
-        filter: &RunFilter,
+        wanted: impl Fn(&RunRow) -> bool,
         page_size: usize,
         page_token: &str,
     ) -> Result<Page<RunRow>, StoreError> {
@@ -26,9 +23,7 @@ impl Store {
             let damaged = || StoreError::Damaged(format!("{} names no run", key.escape_ascii()));
             let id = key::run_of_list_key(namespace, key).ok_or_else(damaged)?;
             let row: RunRow = entry::get(tree, &key::run(&id))?.ok_or_else(damaged)?;
-            let wanted = (filter.states.is_empty() || filter.states.contains(&row.state))
-                && filter.playbook.as_ref().is_none_or(|playbook| *playbook == row.playbook);
-            Ok(wanted.then_some(row))
+            Ok(wanted(&row).then_some(row))
         })
     }
 

@@ -11,7 +11,7 @@ use muster_engine::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
 
-use crate::journal::Position;
+use crate::{control::MostUrgent, journal::Position};
 
 /// A run, for lists and for recovery.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +27,9 @@ pub struct RunRow {
     /// As in [`crate::control::RunSummary::state_reason`].
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub state_reason: String,
+    /// What it waits for most urgently, of a run that waits for nothing but time and people; of others memory knows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<MostUrgent>,
     /// When it started. Never changes: runs are listed by it.
     pub started_at: Timestamp,
     /// By whom.

@@ -14,8 +14,9 @@ use futures_util::{StreamExt as _, stream};
 use jiff::{SignedDuration, Timestamp};
 use muster_coordinator::{
     control::{
-        AgentView, Caller, Control, ControlError, ControlErrorKind as Kind, Explanation, MilestoneView, Page, Planned,
-        PlaybookRevision, PlaybookSource, RunChange, RunEvent, RunFilter, RunSummary, Watch, run_state, state_reason,
+        AgentView, Caller, Control, ControlError, ControlErrorKind as Kind, Explanation, MilestoneView, MostUrgent,
+        Page, Planned, PlaybookRevision, PlaybookSource, RunChange, RunEvent, RunFilter, RunSummary, Watch, run_state,
+        state_reason,
     },
     logs,
 };
@@ -360,11 +361,15 @@ impl Control for Fake {
             started_at: h.run.started_at,
             started_by: h.by.clone(),
             ended_at: None,
+            waiting: h.run.explain(Timestamp::now()).into_iter().min_by_key(|w| w.on).map(|w| MostUrgent {
+                subject: w.subject.to_string(),
+                waits_for: w.waits_for,
+                on_whom: w.on_whom,
+                on: w.on,
+                since: w.since,
+            }),
         });
-        let fits = |s: &RunSummary| {
-            (filter.states.is_empty() || filter.states.iter().any(|f| f == s.state))
-                && filter.playbook.as_ref().is_none_or(|p| *p == s.playbook)
-        };
+        let fits = |s: &RunSummary| filter.admits(s.state, &s.playbook, || s.waiting.as_ref().map(|w| w.on));
         Ok(page(all.filter(fits).map(|s| (s.id.to_string(), s)).collect(), page_size, page_token))
     }
 
@@ -452,18 +457,7 @@ impl Control for Fake {
     async fn explain_run(&self, namespace: &Namespace, id: &RunId) -> Result<Vec<Explanation>, ControlError> {
         let run = self.run(namespace, id).await?;
         let waiting = run.explain(Timestamp::now());
-        Ok(waiting
-            .into_iter()
-            .map(|w| Explanation {
-                subject: w.subject.to_string(),
-                waits_for: w.waits_for,
-                on_whom: w.on_whom,
-                since: w.since,
-                next_action: w.next_action,
-                next_at: w.next_at,
-                hint: w.hint,
-            })
-            .collect())
+        Ok(waiting.into_iter().map(Explanation::from).collect())
     }
 
     async fn list_milestones(

@@ -8,6 +8,7 @@ use muster_engine::run::{
 };
 use muster_proto::v1::{
     self as pb, plan_playbook_request, run::State, start_run_request, wait_run_response::Outcome as Waited,
+    waiting::WaitsOn,
 };
 use prost::Message as _;
 use prost_types::{Struct, Value, value::Kind};
@@ -161,8 +162,14 @@ async fn runs_are_listed_by_page_and_filter() {
     assert_eq!(seen.len(), 5);
     assert_eq!(seen[0], ("0199-0001".to_owned(), "person/dba-1".to_owned()));
 
-    for (filter, count) in [("state = SUCCEEDED", 1), ("state = RUNNING AND playbook = hello", 3), ("playbook = x", 0)]
-    {
+    for (filter, count) in [
+        ("state = SUCCEEDED", 1),
+        ("state = RUNNING AND playbook = hello", 3),
+        ("playbook = x", 0),
+        ("waits_on = PERSON", 0),
+        ("waits_on = PERSON OR waits_on = AGENT", 4),
+        ("waits_on = AGENT AND playbook = other", 1),
+    ] {
         let request =
             pb::ListRunsRequest { parent: NAMESPACE.to_owned(), filter: filter.to_owned(), ..Default::default() };
         assert_eq!(client.list_runs(request).await.unwrap().into_inner().runs.len(), count, "{filter}");
@@ -200,6 +207,9 @@ async fn a_run_is_paused_resumed_and_cancelled() {
     let list = pb::ListRunsRequest { parent: "namespaces/default".to_owned(), ..Default::default() };
     let listed = client.list_runs(list).await.unwrap().into_inner().runs;
     assert_eq!((listed[0].state(), listed[0].state_reason.as_str()), (State::Paused, "lunch"));
+    let waiting = listed[0].waiting.as_ref().expect("it has not ended");
+    assert_eq!((waiting.waits_on(), waiting.waits_for.as_str()), (WaitsOn::Person, "the run is paused: lunch"));
+    assert!(waiting.since.is_some() && !waiting.on_whom.is_empty(), "{waiting:?}");
     let resume = pb::ResumeRunRequest { name: run.name.clone(), reason: "back".to_owned(), ..Default::default() };
     assert_eq!(client.resume_run(resume).await.unwrap().into_inner().state(), State::Running);
     let cancel = pb::CancelRunRequest { name: run.name.clone(), reason: "wrong".to_owned(), ..Default::default() };

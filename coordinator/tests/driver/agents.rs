@@ -276,7 +276,7 @@ async fn an_agent_that_holds_what_the_journal_lacks_quarantines_that_run_alone()
     assert!(explained[0].hint.starts_with("stop the coordinator;"), "{explained:?}");
     let reminded_at = explained[0].next_at.expect("it is told of again");
     assert_eq!(reminded_at.duration_since(explained[0].since), jiff::SignedDuration::from_mins(15));
-    let filter = RunFilter { states: vec!["QUARANTINED".into()], playbook: None };
+    let filter = RunFilter { states: vec!["QUARANTINED".into()], ..RunFilter::default() };
     let listed = house.up.list_runs(&ns(), &filter, 10, "").await.unwrap();
     assert_eq!(listed.items.iter().map(|r| &r.id).collect::<Vec<_>>(), [&run.id]);
     assert!(listed.items[0].state_reason.contains("attempt 9"), "{listed:?}");

@@ -5,6 +5,7 @@ mod agents;
 mod crowd;
 mod disk;
 mod harness;
+mod listed;
 mod logs;
 mod loss;
 mod outage;

@@ -100,6 +100,10 @@ pub(crate) struct RunListArgs {
     /// Only in these states, such as running or waiting.
     #[arg(long, value_name = "STATE", value_delimiter = ',')]
     pub(crate) state: Vec<String>,
+    /// Only those that are stuck: that wait most urgently for a person to answer or to act, or for an agent to come, to come back
+    /// or to have a free slot.
+    #[arg(long)]
+    pub(crate) waiting: bool,
     /// Only of this playbook.
     #[arg(long, value_name = "NAME")]
     pub(crate) playbook: Option<String>,

@@ -106,12 +106,10 @@ async fn list(app: &App, args: &RunListArgs) -> Result<Exit> {
 fn filter(args: &RunListArgs) -> String {
     let states: Vec<String> =
         args.state.iter().map(|s| format!("state = {}", s.trim().to_uppercase().replace(['-', ' '], "_"))).collect();
-    let states = states.join(" OR ");
-    match &args.playbook {
-        None => states,
-        Some(name) if states.is_empty() => format!("playbook = \"{name}\""),
-        Some(name) => format!("{states} AND playbook = \"{name}\""),
-    }
+    let states = Some(states.join(" OR ")).filter(|states| !states.is_empty());
+    let waiting = args.waiting.then(|| "waits_on = PERSON OR waits_on = AGENT".to_owned());
+    let playbook = args.playbook.as_ref().map(|name| format!("playbook = \"{name}\""));
+    [states, waiting, playbook].into_iter().flatten().collect::<Vec<_>>().join(" AND ")
 }
 
 /// A run as it is.

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use super::{
     Run,
@@ -23,6 +24,8 @@ pub struct Waiting {
     pub waits_for: String,
     /// Who can end it.
     pub on_whom: String,
+    /// What kind of party that is.
+    pub on: WaitsOn,
     /// Since when.
     pub since: Timestamp,
     /// What happens by itself, if nothing else does; reads on with "at" and the moment, where there is one.
@@ -31,6 +34,22 @@ pub struct Waiting {
     pub next_at: Option<Timestamp>,
     /// What a person can do.
     pub hint: String,
+}
+
+/// What kind of party something waits on; what nobody attends to unless told comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WaitsOn {
+    /// A person has to answer or to act.
+    Person,
+    /// An agent has to come, to come back, to have a free slot, or to let go.
+    Agent,
+    /// Something outside has to send a signal.
+    Signal,
+    /// A moment has to come.
+    Time,
+    /// An agent is at work.
+    Work,
 }
 
 /// What waits.
@@ -92,6 +111,7 @@ impl Run {
             subject: gate.map_or(WaitingSubject::Run, |p| WaitingSubject::Gate(self.plan.phases[p].id.clone())),
             waits_for: if by_itself { pause.reason.clone() } else { format!("the run is paused: {}", pause.reason) },
             on_whom: self.plan.owner.clone(),
+            on: WaitsOn::Person,
             since: pause.since,
             next_action: "the owner is reminded".to_owned(),
             next_at: Some(pause.remind_at),
@@ -121,13 +141,15 @@ impl Run {
                         "to go on at once, resolve the step as succeeded".to_owned(),
                     ),
                 };
+                let on = if signal.is_some() { WaitsOn::Signal } else { WaitsOn::Time };
                 let (next_action, next_at) = (next.to_owned(), Some(*wake_at));
-                Some(Waiting { subject, waits_for, on_whom, since: step.since, next_action, next_at, hint })
+                Some(Waiting { subject, waits_for, on_whom, on, since: step.since, next_action, next_at, hint })
             }
             StepState::Asking { question, kind, remind_at } => Some(Waiting {
                 subject,
                 waits_for: question.clone(),
                 on_whom: self.plan.owner.clone(),
+                on: WaitsOn::Person,
                 since: step.since,
                 next_action: "the owner is reminded".to_owned(),
                 next_at: Some(*remind_at),
@@ -162,6 +184,7 @@ impl Run {
             subject: WaitingSubject::Step(planned.id.clone()),
             waits_for: "the run to go on".to_owned(),
             on_whom: self.plan.owner.clone(),
+            on: WaitsOn::Person,
             since: step.since,
             next_action: "nothing is assigned while the run is paused".to_owned(),
             next_at: None,
@@ -173,6 +196,7 @@ impl Run {
             Waiting {
                 waits_for: format!("the next try of its {}", purpose_name(*purpose)),
                 on_whom: "the clock".to_owned(),
+                on: WaitsOn::Time,
                 next_action: "it is tried again".to_owned(),
                 next_at: Some(*not_before),
                 hint: "nothing has to be done; not to wait for it, resolve the step".to_owned(),
@@ -203,6 +227,7 @@ impl Run {
         Waiting {
             waits_for: format!("an agent that offers {} {}", action.name, action.version),
             on_whom,
+            on: WaitsOn::Agent,
             next_action: if given_up { "the wait is given up" } else { "the owner is reminded" }.to_owned(),
             next_at: Some(*wake_at),
             hint: format!("start an agent of role {}, or resolve the step", planned.agent.role),
@@ -215,18 +240,20 @@ impl Run {
         let (number, attempt) = step.live_attempt()?;
         let over = timeout::ends_by(attempt.dispatch_until, planned.timeout_ms) <= now;
         let what = purpose_name(attempt.purpose);
-        let (waits_for, hint) = match (attempt.lost_at, over) {
+        let (on, waits_for, hint) = match (attempt.lost_at, over) {
             (Some(lost), _) => (
+                WaitsOn::Agent,
                 format!("the end of its {what} (attempt {number}): the agent was lost at {lost}, and it may still run"),
                 "start the agent again on its host, or look there and resolve the step",
             ),
             (None, true) => (
+                WaitsOn::Agent,
                 format!("the end of its {what} (attempt {number}): its agent still holds it past its timeout"),
                 "look at the agent, and resolve the step if it has ended",
             ),
             (None, false) => {
                 let said = attempt.status.as_ref().map(|s| format!(": {}", s.message)).unwrap_or_default();
-                (format!("the end of its {what} (attempt {number}){said}"), "nothing has to be done")
+                (WaitsOn::Work, format!("the end of its {what} (attempt {number}){said}"), "nothing has to be done")
             }
         };
         let told_to_stop = self.tells_to_stop(i, attempt.purpose);
@@ -238,7 +265,8 @@ impl Run {
         Some(Waiting {
             subject: WaitingSubject::Step(planned.id.clone()),
             waits_for,
-            on_whom: format!("agent {} (instance {})", attempt.agent, attempt.instance),
+            on_whom: format!("agent {}", attempt.agent),
+            on,
             since: attempt.assigned_at,
             next_action: next_action.to_owned(),
             next_at: Some(attempt.ends_by),
@@ -260,11 +288,12 @@ impl Run {
         };
         let planned = &self.plan.phases[p];
         let id = &planned.id;
-        let (waits_for, on_whom, hint) = match phase.open_steps {
+        let (on, waits_for, on_whom, hint) = match phase.open_steps {
             // The end of the last step ends its phase in the same moment, unless the run is paused.
             0 => {
                 let gate = if planned.gate.is_some() { "the gate" } else { "the end" };
                 (
+                    WaitsOn::Person,
                     format!("{gate} of phase {id}: its steps have ended"),
                     self.plan.owner.clone(),
                     "resume the run, or cancel it",
@@ -272,13 +301,14 @@ impl Run {
             }
             open => {
                 let waits_for = format!("{open} of {} steps of phase {id} to end", planned.steps.len());
-                (waits_for, "the steps of its phase".to_owned(), "see what its steps wait for")
+                (WaitsOn::Work, waits_for, "the steps of its phase".to_owned(), "see what its steps wait for")
             }
         };
         Some(Waiting {
             subject: WaitingSubject::Milestone(id.clone()),
             waits_for,
             on_whom,
+            on,
             since: phase.since,
             next_action: if next_at.is_none() && milestone.due_at.is_none() {
                 "nothing: it has no deadline".to_owned()
@@ -307,6 +337,7 @@ impl Run {
             subject: WaitingSubject::Milestone(self.plan.phases[p].id.clone()),
             waits_for: format!("the end of the run, which {doing}: it can only be missed"),
             on_whom: "the steps of the run".to_owned(),
+            on: WaitsOn::Work,
             since: self.phases[p].since,
             next_action: next_action.to_owned(),
             next_at: milestone.due_at,

@@ -4,7 +4,7 @@ use muster_engine::{
     ids::{Namespace, RunId},
     plan::{PlannedPhase, PlannedStep, PlannedUndo},
     run::{
-        Run,
+        Run, WaitsOn,
         event::{
             AttemptEnd, EndedBy, FailureKind, GateVerdict, NotStarted, Observation, Outcome, PhaseOutcome, Purpose,
             QuestionKind,
@@ -68,6 +68,7 @@ pub fn run(run: &Run) -> pb::Run {
             irreversible: ids(&mut r.irreversible.iter()),
             since: Some(to_time(r.since)),
         }),
+        waiting: None,
         name,
     }
 }
@@ -83,7 +84,26 @@ pub fn summary(summary: &RunSummary) -> pb::Run {
         creator: summary.started_by.to_string(),
         start_time: Some(to_time(summary.started_at)),
         end_time: summary.ended_at.map(to_time),
+        waiting: summary.waiting.as_ref().map(|waiting| pb::Waiting {
+            subject: waiting.subject.clone(),
+            waits_for: waiting.waits_for.clone(),
+            on_whom: waiting.on_whom.clone(),
+            waits_on: waits_on(waiting.on).into(),
+            since: Some(to_time(waiting.since)),
+            ..pb::Waiting::default()
+        }),
         ..pb::Run::default()
+    }
+}
+
+/// On what kind of party something waits.
+pub fn waits_on(on: WaitsOn) -> pb::waiting::WaitsOn {
+    match on {
+        WaitsOn::Person => pb::waiting::WaitsOn::Person,
+        WaitsOn::Agent => pb::waiting::WaitsOn::Agent,
+        WaitsOn::Signal => pb::waiting::WaitsOn::Signal,
+        WaitsOn::Time => pb::waiting::WaitsOn::Time,
+        WaitsOn::Work => pb::waiting::WaitsOn::Work,
     }
 }
 

@@ -170,9 +170,19 @@ pub(crate) fn runs(runs: &[v1::Run]) -> Table {
             time(run.start_time.as_ref()),
             time(run.end_time.as_ref()),
             run.creator.clone(),
-            run.state_reason.clone(),
+            why_listed(run),
         ]
     }))
+}
+
+/// Why a run is in its state; of one that is open: for what it waits, on whom and since when.
+fn why_listed(run: &v1::Run) -> String {
+    let Some(waiting) = &run.waiting else { return run.state_reason.clone() };
+    let v1::Waiting { subject, waits_for, on_whom, since, .. } = waiting;
+    // Its state has the question itself.
+    let asked = words::needs_person(run.state()) && !run.state_reason.is_empty();
+    let what = if asked { run.state_reason.clone() } else { format!("{subject}: {waits_for}") };
+    format!("{} (on {on_whom}, since {})", what.trim_end(), time(since.as_ref()))
 }
 
 /// An event on a line.
