@@ -392,7 +392,13 @@ impl Registry {
 
     /// See [`Table::why_not`].
     pub(crate) fn why_not(&self, namespace: &Namespace, wish: &Wish) -> String {
-        self.lock().table.why_not(namespace, wish)
+        let state = self.lock();
+        let heard = |id: &InstanceId| {
+            let of =
+                state.agents.iter().find(|((ns, _), agent)| ns == namespace && agent.record.profile.instance == *id);
+            of.filter(|(_, agent)| agent.lease != Lease::Away).map(|(_, agent)| agent.last_beat_at)
+        };
+        state.table.why_not(namespace, wish, heard)
     }
 
     /// How many steps wait for an agent, and how many agents answer.

@@ -6,6 +6,8 @@
 //!
 //! The table is memory: after a restart it is filled again from the attempts of the replayed runs and from registrations.
 
+mod why_not;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
@@ -63,7 +65,7 @@ pub(crate) struct Offer {
 }
 
 /// Whether an instance may be given something new, and why not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Availability {
     /// It may.
     Open,
@@ -232,25 +234,6 @@ impl Table {
         self.roles.values().map(|r| r.waiting.len()).sum()
     }
 
-    /// Why nobody can take a step right now, for people: one clause per agent of the role.
-    pub(crate) fn why_not(&self, namespace: &Namespace, wish: &Wish) -> String {
-        let role = self.roles.get(&(namespace.clone(), wish.selector.role.clone()));
-        let ids = role.map_or(&[][..], |r| &r.instances);
-        if ids.is_empty() {
-            return format!("no agent of role {} has registered", wish.selector.role);
-        }
-        let clauses = ids.iter().filter_map(|id| {
-            let instance = self.instances.get(id)?;
-            let agent = &instance.offer.as_ref()?.agent;
-            match instance.fits(id, wish) {
-                Err(misfit) => Some(format!("{agent} {}", instance.say(misfit, wish))),
-                Ok(()) if instance.has_room() => Some(format!("{agent} has a free slot")),
-                Ok(()) => Some(format!("{agent} has all {} slots taken", instance.slots())),
-            }
-        });
-        clauses.collect::<Vec<_>>().join("; ")
-    }
-
     /// Reserve the free slots of an instance for those who wait for them, and poke their runs.
     fn grant(&mut self, id: &InstanceId) {
         let Some(instance) = self.instances.get_mut(id) else { return };
@@ -306,57 +289,38 @@ impl Instance {
 
     /// Whether it may be given the step, slots aside.
     fn fits(&self, id: &InstanceId, wish: &Wish) -> Result<(), Misfit> {
-        match self.availability {
-            Availability::Open => {}
-            other @ (Availability::Away
-            | Availability::Suspect
-            | Availability::Lost
-            | Availability::Draining
-            | Availability::Replaced) => return Err(Misfit::Not(other)),
-        }
-        let offer = self.offer.as_ref().ok_or(Misfit::Not(Availability::Away))?;
-        if wish.excluded.contains(id) {
-            return Err(Misfit::Refused);
-        }
-        if wish.host.as_ref().is_some_and(|host| *host != offer.host) {
-            return Err(Misfit::Host);
-        }
-        if wish.selector.labels.iter().any(|(k, v)| offer.labels.get(k) != Some(v)) {
-            return Err(Misfit::Labels);
-        }
-        match offer.actions.get(&wish.action.name) {
-            None => Err(Misfit::Action),
-            Some(version) if can_stand_for(version, &wish.action.version) => Ok(()),
-            Some(_) => Err(Misfit::Version),
-        }
+        self.misfits(id, wish).next().map_or(Ok(()), Err)
     }
 
-    fn say(&self, misfit: Misfit, wish: &Wish) -> String {
-        let offer = self.offer.as_ref();
-        match misfit {
-            Misfit::Not(Availability::Open) => "may be asked".to_owned(),
-            Misfit::Not(Availability::Away) => "has not registered since the coordinator started".to_owned(),
-            Misfit::Not(Availability::Suspect) => "does not answer".to_owned(),
-            Misfit::Not(Availability::Lost) => "is lost: it has not answered for longer than its lease".to_owned(),
-            Misfit::Not(Availability::Draining) => "is draining".to_owned(),
-            Misfit::Not(Availability::Replaced) => "has ended".to_owned(),
-            Misfit::Refused => "refused this step".to_owned(),
-            Misfit::Host => {
-                let wanted = wish.host.as_ref().map_or("", HostLabel::as_str);
-                format!("works on host {}, not on {wanted}", offer.map_or("", |o| o.host.as_str()))
-            }
-            Misfit::Labels => {
-                let missing =
-                    wish.selector.labels.iter().filter(|(k, v)| offer.is_none_or(|o| o.labels.get(*k) != Some(*v)));
-                let missing: Vec<_> = missing.map(|(k, v)| format!("{k}={v}")).collect();
-                format!("has not the label {}", missing.join(", "))
-            }
-            Misfit::Action => format!("does not offer {}", wish.action.name),
-            Misfit::Version => {
-                let offered = offer.and_then(|o| o.actions.get(&wish.action.name)).map_or("", String::as_str);
-                format!("offers {} {offered}, and the plan is made for {}", wish.action.name, wish.action.version)
-            }
-        }
+    /// Everything that keeps the step from it, slots aside.
+    fn misfits<'a>(&'a self, id: &'a InstanceId, wish: &'a Wish) -> impl Iterator<Item = Misfit> + 'a {
+        let checks: [Check; 5] = [
+            |at, _, _| match at.availability {
+                Availability::Open if at.offer.is_none() => Some(Misfit::Not(Availability::Away)),
+                Availability::Open => None,
+                other @ (Availability::Away
+                | Availability::Suspect
+                | Availability::Lost
+                | Availability::Draining
+                | Availability::Replaced) => Some(Misfit::Not(other)),
+            },
+            |_, id, wish| wish.excluded.contains(id).then_some(Misfit::Refused),
+            |at, _, wish| {
+                let (wanted, offer) = (wish.host.as_ref()?, at.offer.as_ref()?);
+                (*wanted != offer.host).then_some(Misfit::Host)
+            },
+            |at, _, wish| {
+                let offer = at.offer.as_ref()?;
+                let differs = wish.selector.labels.iter().any(|(k, v)| offer.labels.get(k) != Some(v));
+                differs.then_some(Misfit::Labels)
+            },
+            |at, _, wish| match at.offer.as_ref()?.actions.get(&wish.action.name) {
+                None => Some(Misfit::Action),
+                Some(version) if can_stand_for(version, &wish.action.version) => None,
+                Some(_) => Some(Misfit::Version),
+            },
+        ];
+        checks.into_iter().filter_map(move |check| check(self, id, wish))
     }
 }
 
@@ -379,7 +343,10 @@ fn can_stand_for(offered: &str, planned: &str) -> bool {
     }
 }
 
-#[derive(Clone, Copy)]
+/// Whether one thing keeps a step from an instance.
+type Check = fn(&Instance, &InstanceId, &Wish) -> Option<Misfit>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Misfit {
     Not(Availability),
     Refused,

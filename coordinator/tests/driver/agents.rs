@@ -79,7 +79,7 @@ async fn an_agent_that_has_not_answered_for_a_while_gets_nothing_new() {
     tokio::time::sleep(Duration::from_secs(20)).await;
     let run = house.start(&chain(1)).await;
     let why = house.up.explain_run(&ns(), &run.id).await.unwrap();
-    assert!(why[0].waits_for.contains("infra-1 does not answer"), "{why:?}");
+    assert!(why[0].waits_for.contains("infra-1: has not answered since "), "{why:?}");
     assert!(agent.gets_nothing_for(Duration::from_secs(5)).await);
     agent.speak_again();
     agent.succeed(1).await;
@@ -111,7 +111,7 @@ async fn slots_bound_what_an_agent_gets_and_a_freed_one_goes_to_the_next() {
     let held = [agent.next(TaskReply::Accepted).await, agent.next(TaskReply::Accepted).await];
     assert!(agent.gets_nothing_for(Duration::from_secs(5)).await);
     let why = house.up.explain_run(&ns(), &runs[4].id).await.unwrap();
-    assert!(why[0].waits_for.contains("infra-1 has all 2 slots taken"), "{why:?}");
+    assert!(why[0].waits_for.contains("infra-1: 2/2 slots taken"), "{why:?}");
     for task in held {
         assert_eq!(agent.report(&task, succeeded(json!({}))).await, ReportReply::Recorded { orders: vec![] });
     }
@@ -346,13 +346,55 @@ async fn placement_says_for_each_agent_why_it_is_not_asked() {
     let yaml = chain(1).replace("role: infra", "role: infra, labels: {site: us}");
     let run = house.start(&yaml).await;
     let waits = house.up.explain_run(&ns(), &run.id).await.unwrap();
-    assert!(waits[0].waits_for.contains("infra-1 has not the label site=us"), "{waits:?}");
-    assert!(waits[0].waits_for.contains("infra-2 does not offer test.work"), "{waits:?}");
-    assert!(waits[0].waits_for.contains("infra-3 offers test.work 2.0.0, and the plan is made for 1.0.0"), "{waits:?}");
+    let said = &waits[0].waits_for;
+    assert!(said.contains("infra-1: labels differ: wants site=us, has site=eu"), "{said}");
+    assert!(said.contains("infra-2: does not offer test.work"), "{said}");
+    assert!(said.contains("infra-3: offers test.work 2.0.0, and the plan is made for 1.0.0"), "{said}");
+    assert_eq!(waits[0].hint, "start an agent of role infra, site=us, or resolve the step");
     let yaml = chain(1).replace("role: infra", "role: infra, host: host-2");
     let run = house.start(&yaml).await;
     let waits = house.up.explain_run(&ns(), &run.id).await.unwrap();
-    assert!(waits[0].waits_for.contains("infra-1 works on host host-1, not on host-2"), "{waits:?}");
+    assert!(waits[0].waits_for.contains("infra-1: host differs: wants host-2, is on host-1"), "{waits:?}");
+    assert_eq!(waits[0].hint, "start an agent of role infra, on host host-2, or resolve the step");
+}
+
+#[tokio::test(start_paused = true)]
+async fn placement_says_every_reason_and_names_those_agents_first_that_are_nearest_to_taking_it() {
+    let house = House::open().await;
+    let site = |site: &str| [("site".to_owned(), site.to_owned())].into();
+    let mut agents = Vec::new();
+    for n in 1..=5 {
+        let (name, instance) = (format!("infra-{n}"), format!("i{n}"));
+        let change = |r: &mut Register| r.labels = site("eu");
+        agents.push(Agent::start(house.bus.clone(), &name, &instance, change).await);
+    }
+    let mut busy = Agent::start(house.bus.clone(), "infra-6", "i6", |r| {
+        r.labels = site("us");
+        r.slots = 1;
+    })
+    .await;
+    agents[0].fall_silent();
+    tokio::time::sleep(Duration::from_secs(35)).await;
+    let yaml = chain(1).replace("role: infra", "role: infra, labels: {site: us}");
+    house.start(&yaml).await;
+    busy.next(TaskReply::Accepted).await;
+    let run = house.start(&yaml).await;
+    let said = house.up.explain_run(&ns(), &run.id).await.unwrap()[0].waits_for.clone();
+    let (_, why) = said.split_once(": ").unwrap();
+    let parts: Vec<&str> = why.split("; ").collect();
+    assert_eq!((parts.len(), parts[0], parts[4]), (5, "infra-6: 1/1 slots taken", "and 2 more"), "{said}");
+    assert_eq!(parts[1], "infra-2: labels differ: wants site=us, has site=eu", "{said}");
+    // The others can't take it: what is wrong with the lost one besides is said, too.
+    for agent in &mut agents[1..] {
+        let name = agent.name.as_str().into();
+        agent.fall_silent();
+        tokio::time::sleep(Duration::from_secs(35)).await;
+        house.up.forget_agent(&ns(), &name, &operator()).await.unwrap();
+    }
+    let said = house.up.explain_run(&ns(), &run.id).await.unwrap()[0].waits_for.clone();
+    let lost = said.split("; ").find(|part| part.starts_with("infra-1: ")).expect("it is named");
+    assert!(lost.starts_with("infra-1: lost, silent since "), "{said}");
+    assert!(lost.ends_with(", labels differ: wants site=us, has site=eu"), "{said}");
 }
 
 #[tokio::test(start_paused = true)]

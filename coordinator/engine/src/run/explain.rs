@@ -213,12 +213,12 @@ impl Run {
 
     fn for_an_agent(&self, i: usize, purpose: Purpose, waiting: Waiting) -> Waiting {
         let (step, planned) = (&self.steps[i], &self.plan.steps[i]);
-        let mut on_whom = format!("agents of role {}", planned.agent.role);
+        let mut wanted = format!("role {}", planned.agent.role);
         for (name, value) in &planned.agent.labels {
-            on_whom = format!("{on_whom}, {name}={value}");
+            wanted = format!("{wanted}, {name}={value}");
         }
         if let Some(host) = self.host_for(i, purpose) {
-            on_whom = format!("{on_whom}, on host {host}");
+            wanted = format!("{wanted}, on host {host}");
         }
         let StepState::Queued { wake_at, .. } = &step.state else { return waiting };
         let ends = timeout::queue_ends(step.queued_since.unwrap_or(step.since), planned.queue_timeout_ms);
@@ -226,11 +226,11 @@ impl Run {
         let action = self.action_for(i, purpose);
         Waiting {
             waits_for: format!("an agent that offers {} {}", action.name, action.version),
-            on_whom,
+            on_whom: format!("agents of {wanted}"),
             on: WaitsOn::Agent,
             next_action: if given_up { "the wait is given up" } else { "the owner is reminded" }.to_owned(),
             next_at: Some(*wake_at),
-            hint: format!("start an agent of role {}, or resolve the step", planned.agent.role),
+            hint: format!("start an agent of {wanted}, or resolve the step"),
             ..waiting
         }
     }
