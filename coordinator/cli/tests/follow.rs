@@ -184,3 +184,40 @@ fn followed_logs_go_on_where_they_broke_and_end_with_the_run() {
     let asked = [(filter.clone(), 0), (filter, 40), (String::new(), 0)];
     assert_eq!(fake.script.lock().unwrap().logs_after, asked);
 }
+
+/// A step whose attempts at it ended so.
+fn done_by(id: &str, attempts: &[(v1::attempt::State, bool)]) -> v1::Step {
+    let attempts = attempts.iter().zip(1..).map(|((state, unchanged), number)| v1::Attempt {
+        number,
+        purpose: v1::attempt::Purpose::Run.into(),
+        state: (*state).into(),
+        agent: "infra-1".to_owned(),
+        unchanged: *unchanged,
+        ..v1::Attempt::default()
+    });
+    v1::Step {
+        id: id.to_owned(),
+        phase: "main".to_owned(),
+        state: v1::step::State::Succeeded.into(),
+        attempts: attempts.collect(),
+        ..v1::Step::default()
+    }
+}
+
+#[test]
+fn a_step_that_was_found_done_is_unchanged_unless_an_earlier_attempt_may_have_done_it() {
+    use v1::attempt::State as Attempt;
+    let run = v1::Run {
+        steps: vec![
+            done_by("found-done", &[(Attempt::Succeeded, true)]),
+            done_by("was-busy-then-found-done", &[(Attempt::NotStarted, false), (Attempt::Succeeded, true)]),
+            done_by("changed", &[(Attempt::Succeeded, false)]),
+            done_by("failed-then-found-done", &[(Attempt::Failed, false), (Attempt::Succeeded, true)]),
+            done_by("lost-then-found-done", &[(Attempt::MayHaveRun, false), (Attempt::Succeeded, true)]),
+            done_by("by-a-person", &[]),
+        ],
+        ..run(6, State::Succeeded, "")
+    };
+    let script = Script { run, ..Script::default() };
+    follow(script, "unchanged", &[&["run", "get", "r1"], &["run", "watch", "r1"]]);
+}

@@ -116,11 +116,24 @@ pub(crate) fn step_state(step: &v1::Step) -> String {
         | State::Cancelled
         | State::Undone => Purpose::Unspecified,
     };
+    if is_unchanged(step) {
+        return "unchanged".to_owned();
+    }
     let state = words::step_state(step.state());
     match purpose {
         Purpose::Unspecified | Purpose::Run => state,
         Purpose::Probe | Purpose::Verify | Purpose::Undo => format!("{state} ({})", words::purpose(purpose)),
     }
+}
+
+/// Whether a step that is done was found done by its own check, and no attempt at it can have changed anything.
+fn is_unchanged(step: &v1::Step) -> bool {
+    use v1::attempt::{Purpose, State};
+    let mut tries =
+        step.attempts.iter().filter(|a| a.purpose() == Purpose::Run && a.state() != State::NotStarted).peekable();
+    step.state() == v1::step::State::Succeeded
+        && tries.peek().is_some()
+        && tries.all(|a| a.state() == State::Succeeded && a.unchanged)
 }
 
 /// Why a step is where it is: its own reason, else what its agent said last, or its last error.
