@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use futures_util::Stream;
 use jiff::Timestamp;
 use muster_engine::{
-    ids::{Actor, AgentName, Digest, Namespace, RunId},
+    ids::{Actor, AgentName, Digest, Namespace, RunId, StepId},
     plan::Plan,
     run::{
         Command, Run, Waiting, WaitsOn,
@@ -179,7 +179,12 @@ pub fn run_state(run: &Run) -> &'static str {
 /// Why the run is in that state, for people; empty for one that is simply running.
 pub fn state_reason(run: &Run) -> String {
     if let RunState::Ended { reason, .. } = &run.state {
-        return reason.clone();
+        let left: Vec<&str> = run.not_taken_back().into_iter().map(StepId::as_str).collect();
+        return if left.is_empty() {
+            reason.clone()
+        } else {
+            format!("{reason} (not taken back: {})", left.join(", "))
+        };
     }
     if let Some(question) = run.pause.as_ref().and_then(|p| p.question.as_ref()) {
         return question.clone();

@@ -150,6 +150,45 @@ fn a_question_is_answered() {
     server.stop();
 }
 
+/// Two steps are done, the third one fails; one can't be taken back, and the undo of the other fails.
+const LEFT: &str = r#"apiVersion: muster.dev/v1
+kind: Playbook
+metadata: {name: left, owner: devops}
+spec:
+  phases:
+    - id: main
+      milestone: All is well
+      steps:
+        - {id: look, agent: {role: infra}, action: command.run, with: {command: uname}, undo: irreversible}
+        - id: change
+          needs: [look]
+          agent: {role: infra}
+          action: command.run
+          with: {command: echo}
+          undo: {action: command.run, with: {command: uname, args: ["--no-such-option"]}}
+        - id: breaks
+          needs: [change]
+          agent: {role: infra}
+          action: command.run
+          with: {command: uname, args: ["--no-such-option"]}
+          undo: irreversible
+"#;
+
+#[test]
+fn a_walk_back_that_leaves_something_says_what_and_why() {
+    let mut session = session();
+    session.write("left.yaml", LEFT);
+    let server = Server::dev(&mut session);
+    let run = session.start(&["run", "start", "left.yaml"]);
+    session.run(&["run", "wait", &run]);
+    session.run(&["step", "resolve", &run, "change", "skip", "--reason", "the next release replaces it"]);
+    session.run(&["run", "watch", &run]);
+    session.run(&["run", "get", &run]);
+    session.run(&["run", "list"]);
+    session.check("left_as_it_is");
+    server.stop();
+}
+
 #[test]
 fn agents_and_tokens() {
     let mut session = session();

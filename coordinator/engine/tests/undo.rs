@@ -4,6 +4,7 @@ mod common;
 
 use common::{World, action, failed, ok, simple, step};
 use muster_engine::{
+    ids::StepId,
     plan::{OnFailure, Plan, PlannedStep, PlannedUndo},
     run::{
         Command, Event, Outstanding, Resolution,
@@ -134,7 +135,12 @@ fn an_undo_that_may_pass_is_tried_again_and_one_that_fails_is_a_question() {
 
 #[test]
 fn a_person_may_leave_a_step_as_it_is_or_say_that_it_is_undone() {
-    for (resolution, state) in [(Resolution::Skip, StepState::Succeeded), (Resolution::Succeeded, StepState::Undone)] {
+    let failed_for_good = StepState::Failed { reason: "looked at it".to_owned() };
+    for (resolution, state, left) in [
+        (Resolution::Skip, StepState::Succeeded, &["b"][..]),
+        (Resolution::Failed, failed_for_good, &["b"]),
+        (Resolution::Succeeded, StepState::Undone, &[]),
+    ] {
         let mut world = World::new(plan_with(|_, _| {}));
         world.change("a");
         world.change("b");
@@ -145,6 +151,11 @@ fn a_person_may_leave_a_step_as_it_is_or_say_that_it_is_undone() {
         world.command(&Command::ResolveStep { step: "b".into(), resolution, reason, output: None });
         assert_eq!(*world.state("b"), state);
         assert_eq!(world.places(), [("a".into(), Purpose::Undo)], "the walk goes on");
+        assert!(world.run.not_taken_back().is_empty(), "it is not over");
+        world.succeed("a");
+        assert_eq!(world.ended(), Some(RunOutcome::Failed));
+        let not_taken_back: Vec<&str> = world.run.not_taken_back().into_iter().map(StepId::as_str).collect();
+        assert_eq!(not_taken_back, left);
     }
 }
 

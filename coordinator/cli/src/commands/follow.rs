@@ -226,16 +226,30 @@ async fn waits(client: &Client, run: &v1::Run, why: &str) -> CliError {
     CliError { exit: Exit::WaitingForPerson, ..error }.hint(format!("{said}{}", answer(run)))
 }
 
-/// The commands that answer.
+/// The commands that answer: all that the run takes in this state.
 fn answer(run: &v1::Run) -> String {
     let id = &run.run_id;
-    match run.steps.iter().find(|step| step.state() == v1::step::State::Asking) {
-        Some(v1::Step { id: step, .. }) => format!(
-            "muster step retry {id} {step} --reason …\nmuster step resolve {id} {step} succeeded|failed|skip --reason …"
-        ),
-        None if run.pause.is_some() => format!("muster run resume {id} --reason …"),
-        None => format!("muster run explain {id}"),
+    if run.state() == v1::run::State::Quarantined {
+        return format!("muster run explain {id}");
     }
+    let asking = run.steps.iter().find(|step| step.state() == v1::step::State::Asking);
+    let mut lines = Vec::new();
+    if let Some(step) = asking {
+        lines.push(format!("muster step retry {id} {} --reason …", step.id));
+        lines.push(format!("muster step resolve {id} {} succeeded|failed|skip --reason …", step.id));
+    }
+    // A resumed run tries steps again that failed.
+    if run.pause.is_some() || asking.is_some_and(|step| step.question() == v1::step::Question::Failed) {
+        lines.push(format!("muster run resume {id} --reason …"));
+    }
+    // A run that is on its way out is cut off by force alone, and once.
+    let forward = run.phases.iter().any(|phase| phase.state() == v1::phase::State::Active);
+    let leaves = run.rollback.is_some() || run.cancellation.is_some() || !forward;
+    let force = if leaves { " --force" } else { "" };
+    if !run.cancellation.as_ref().is_some_and(|cancellation| cancellation.force) {
+        lines.push(format!("muster run cancel {id}{force} --reason …"));
+    }
+    lines.join("\n")
 }
 
 /// How long a lost connection is borne.

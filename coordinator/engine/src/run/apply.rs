@@ -111,8 +111,8 @@ impl Run {
             Event::RunStarted(_) => Err("the run has already started".into()),
             Event::PhaseStarted { phase } => self.phase_started(at, phase, touched),
             Event::StepMoved { step, next } => self.step_moved(at, step, next, touched),
-            Event::StepResolved { step, resolution: _, reason: _, output, next } => {
-                self.step_resolved(at, step, output.as_ref(), next, touched)
+            Event::StepResolved { step, resolution: _, reason, output, next } => {
+                self.step_resolved(at, step, reason, output.as_ref(), next, touched)
             }
             Event::AttemptAssigned(assigned) => self.attempt_assigned(at, assigned, touched),
             Event::AttemptPrepared { step, attempt, undo } => self.attempt_prepared(step, *attempt, undo, touched),
@@ -461,6 +461,7 @@ fn new_step(at: Timestamp) -> Step {
         host: None,
         excluded: std::collections::BTreeSet::new(),
         prepared: std::collections::BTreeMap::new(),
+        left: None,
         forgiven_attempts: 0,
         queued_since: None,
     }

@@ -158,10 +158,10 @@ impl Run {
                         "mend the cause and retry the step, or resolve it as succeeded, failed or skip"
                     }
                     QuestionKind::MayHaveRun => {
-                        "look at what it did, then resolve the step as succeeded or failed, or retry it"
+                        "look at what it did, then resolve the step as succeeded, failed or skip, or retry it"
                     }
                     QuestionKind::UndoFailed => {
-                        "mend the cause and retry the undo, or resolve the step: succeeded (undone by hand) or skip (left as it is)"
+                        "mend the cause and retry the undo, or resolve the step: succeeded (undone by hand), skip (left as it is) or failed (left as it is, and shown as failed)"
                     }
                 }
                 .to_owned(),

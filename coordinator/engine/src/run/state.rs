@@ -237,6 +237,9 @@ pub struct Step {
     pub excluded: BTreeSet<InstanceId>,
     /// What `prepared` recorded and no undo has used yet, by attempt.
     pub prepared: BTreeMap<AttemptNumber, Arc<Value>>,
+    /// Why a person has left it as it is, instead of its being taken back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<String>,
     /// How many attempts there were at the last retry by a person: they do not count against `maxAttempts`.
     pub forgiven_attempts: u32,
     /// Since when it has waited for an agent, the instances that were busy or refused included; none while it does not.

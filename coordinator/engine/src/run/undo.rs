@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{
     Run,
     event::{AttemptEnd, Outcome, Purpose},
-    state::Step,
+    state::{Step, StepState},
 };
 use crate::{
     ids::{AttemptNumber, StepId},
@@ -60,6 +60,24 @@ pub(crate) fn plan(run: &Run) -> (Vec<StepId>, BTreeSet<StepId>) {
     }
     steps.sort_by_key(|key| Reverse(*key));
     (steps.into_iter().map(|(_, i)| run.plan.steps[i].id.clone()).collect(), irreversible)
+}
+
+impl Run {
+    /// Whether the run has ended, was walked back, and this step is not taken back though it has changed something, or may have: it
+    /// can't be, or a person has left it as it is, or the walk back was cut off.
+    pub fn is_not_taken_back(&self, i: usize) -> bool {
+        let (step, planned) = (&self.steps[i], &self.plan.steps[i]);
+        let Some(rollback) = self.rollback.as_ref().filter(|_| self.has_ended()) else { return false };
+        let last = step.attempts.iter().rev().find(|a| a.purpose == Purpose::Run);
+        // What is `always` done comes after the walk back.
+        let before = last.is_none_or(|a| a.assigned_at <= rollback.since);
+        before && step.state != StepState::Undone && need(step, planned) != Need::Nothing
+    }
+
+    /// The ids of the steps of which [`Run::is_not_taken_back`] is true.
+    pub fn not_taken_back(&self) -> Vec<&StepId> {
+        (0..self.steps.len()).filter(|i| self.is_not_taken_back(*i)).map(|i| &self.plan.steps[i].id).collect()
+    }
 }
 
 /// The attempt whose `prepared` data the next undo is given: the newest first.

@@ -25,7 +25,7 @@ use crate::{
 /// The whole run.
 pub fn run(run: &Run) -> pb::Run {
     let name = run_name(&run.namespace, &run.id);
-    let steps = run.steps.iter().zip(&run.plan.steps).map(|(s, p)| step_of(run, &name, s, p)).collect();
+    let steps = (0..run.steps.len()).filter_map(|i| step_of(run, &name, i)).collect();
     let phases = run.phases.iter().zip(&run.plan.phases).map(|(s, p)| phase_of(run, &name, s, p)).collect();
     let ids = |indexes: &mut dyn Iterator<Item = &usize>| -> Vec<String> {
         indexes.filter_map(|i| run.plan.steps.get(*i)).map(|s| s.id.to_string()).collect()
@@ -67,6 +67,7 @@ pub fn run(run: &Run) -> pb::Run {
             remaining: ids(&mut r.remaining.iter()),
             irreversible: ids(&mut r.irreversible.iter()),
             since: Some(to_time(r.since)),
+            left: run.not_taken_back().into_iter().map(ToString::to_string).collect(),
         }),
         waiting: None,
         name,
@@ -109,8 +110,7 @@ pub fn waits_on(on: WaitsOn) -> pb::waiting::WaitsOn {
 
 /// One step of a run, by its index in the plan.
 pub fn step(run: &Run, index: usize) -> Option<pb::Step> {
-    let (state, planned) = (run.steps.get(index)?, run.plan.steps.get(index)?);
-    Some(step_of(run, &run_name(&run.namespace, &run.id), state, planned))
+    step_of(run, &run_name(&run.namespace, &run.id), index)
 }
 
 /// One phase of a run, by its index in the plan.
@@ -230,7 +230,8 @@ fn gate(gate: &Gate) -> pb::Gate {
     }
 }
 
-fn step_of(run: &Run, run_name: &str, step: &Step, planned: &PlannedStep) -> pb::Step {
+fn step_of(run: &Run, run_name: &str, index: usize) -> Option<pb::Step> {
+    let (step, planned) = (run.steps.get(index)?, run.plan.steps.get(index)?);
     let mut shown = pb::Step {
         name: format!("{run_name}/steps/{}", planned.id),
         id: planned.id.to_string(),
@@ -250,7 +251,25 @@ fn step_of(run: &Run, run_name: &str, step: &Step, planned: &PlannedStep) -> pb:
         ..pb::Step::default()
     };
     fill_state(&mut shown, run, step, planned);
-    shown
+    if run.is_not_taken_back(index) {
+        shown.state_reason = not_taken_back(step, planned);
+    }
+    Some(shown)
+}
+
+/// Why a step that should have been is not taken back: what a person said, and what became of its undo.
+fn not_taken_back(step: &Step, planned: &PlannedStep) -> String {
+    let undo = step.attempts.iter().rev().find(|a| a.purpose == Purpose::Undo).map(attempt);
+    let failed = undo.map(|undo| undo.message).filter(|message| !message.is_empty());
+    let why = match (&step.left, &step.state, &planned.undo) {
+        (Some(left), _, _) => Some(left.clone()),
+        (None, StepState::Failed { reason }, _) => return format!("not taken back: {reason}"),
+        (None, _, PlannedUndo::Irreversible) => Some("it can't be".to_owned()),
+        (None, _, PlannedUndo::Auto | PlannedUndo::Action { .. } | PlannedUndo::Nothing) => None,
+    };
+    let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+    let failed = failed.map(|message| format!(" (undo failed: {message})")).unwrap_or_default();
+    format!("not taken back{why}{failed}")
 }
 
 /// State, reason, question and next moment.

@@ -187,6 +187,7 @@ impl Run {
         &mut self,
         at: Timestamp,
         id: &StepId,
+        reason: &str,
         output: Option<&Arc<Value>>,
         next: &StepNext,
         touched: &mut Touched,
@@ -223,6 +224,9 @@ impl Run {
         let step = Arc::make_mut(&mut self.steps[i]);
         if let Some(live) = step.attempts.last_mut().filter(|a| a.end.is_none()) {
             live.end = Some((at, AttemptEnd::Unknown { ended_by: EndedBy::Person }));
+        }
+        if undoing && matches!(next, StepNext::Succeeded | StepNext::Failed { .. }) {
+            step.left = Some(reason.to_owned());
         }
         match next {
             StepNext::Succeeded => {
