@@ -44,7 +44,7 @@ use std::{sync::Arc, time::Duration};
 
 use muster_bus::{Bus, BusError, message::ActionOffer};
 use muster_engine::{
-    ids::{Actor, AgentName, Namespace},
+    ids::{Actor, AgentName, Namespace, RunId},
     run::Run,
 };
 use tokio::sync::{Semaphore, broadcast, mpsc};
@@ -231,8 +231,8 @@ impl Coordinator {
                 shared.tell(entry, Message::RestartClocks);
             }
         }
-        for (id, until) in recovered.passive {
-            shared.sleeps(id, until);
+        for (id, rest) in recovered.passive {
+            shared.sleeps(id, rest);
         }
         for (id, why, run) in recovered.quarantined {
             shared.keep_quarantined(id, &why, run);
@@ -350,18 +350,20 @@ impl Shared {
 
     fn serve(self: &Arc<Self>) {
         let (fetch, due) = mpsc::unbounded_channel();
-        let shared = Arc::clone(self);
+        // The clock may have been set while nobody was here.
+        self.wake_misled(&fetch);
+        let (shared, timers_fetch) = (Arc::clone(self), fetch.clone());
         self.tasks.spawn(async move {
             tokio::select! {
                 () = shared.stop.cancelled() => {}
-                () = shared.timers.run(&shared.clock, &fetch) => {}
+                () = shared.timers.run(&shared.clock, &timers_fetch) => {}
             }
         });
         self.tasks.spawn(Arc::clone(self).fetch(due));
         let shared = Arc::clone(self);
         self.tasks.spawn(async move { shared.projector.run(&shared).await });
         let shared = Arc::clone(self);
-        self.tasks.spawn(async move { shared.sweep().await });
+        self.tasks.spawn(async move { shared.sweep(&fetch).await });
     }
 
     fn source_of_events(self: &Arc<Self>) -> events::Source {
@@ -377,14 +379,14 @@ impl Shared {
     }
 
     /// Watch leases and the clock until the coordinator stops.
-    async fn sweep(self: &Arc<Self>) {
+    async fn sweep(self: &Arc<Self>, fetch: &mpsc::UnboundedSender<RunId>) {
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => return,
                 () = tokio::time::sleep(SWEEP_EVERY) => {}
             }
             if let Some(jump_ms) = self.clock.jumped() {
-                self.clock_jumped(jump_ms).await;
+                self.clock_jumped(jump_ms, fetch).await;
             }
             figures::measure(self);
             let now = self.clock.now();
@@ -402,7 +404,7 @@ impl Shared {
         }
     }
 
-    async fn clock_jumped(self: &Arc<Self>, jump_ms: i64) {
+    async fn clock_jumped(self: &Arc<Self>, jump_ms: i64, fetch: &mpsc::UnboundedSender<RunId>) {
         warn!(jump_ms, "the wall clock has jumped; clocks of attempts start again");
         let stream = StreamId("clock/wall".into());
         let known = self.journal.read_stream(&stream, 0, usize::MAX).map(|r| r.len() as u64).unwrap_or_default();
@@ -416,6 +418,8 @@ impl Shared {
         for entry in self.runs.all() {
             self.tell(entry, Message::RestartClocks);
         }
+        // After those in memory: one that leaves it meanwhile is found here.
+        self.wake_misled(fetch);
     }
 
     /// Append, and wait for the sync. What lists say of it has to be noted while the ticket lives.

@@ -24,8 +24,10 @@ use std::{
     },
 };
 
-use jiff::Timestamp;
-use muster_engine::ids::{Digest, Namespace, RunId};
+use muster_engine::{
+    ids::{Digest, Namespace, RunId},
+    run::Rest,
+};
 use sled::{Db, Tree};
 
 pub use self::row::{AgentRow, EventsRow, MilestoneRow, PlaybookRow, RequestRow, RunRow, Snapshot, StoreWrite};
@@ -255,8 +257,8 @@ impl Store {
         self.get(&key::run(id))
     }
 
-    /// All runs that have not ended, each with [`RunRow::passive_until`].
-    pub fn open_runs(&self) -> Result<BTreeMap<RunId, Option<Timestamp>>, StoreError> {
+    /// All runs that have not ended, each with [`RunRow::rest`].
+    pub fn open_runs(&self) -> Result<BTreeMap<RunId, Option<Rest>>, StoreError> {
         self.with(|tree| {
             let entries = tree.scan_prefix(key::OPEN_RUNS);
             entries
@@ -264,9 +266,7 @@ impl Store {
                     let (key, entry) = entry?;
                     let id = std::str::from_utf8(&key[key::OPEN_RUNS.len()..]);
                     let id = id.map(RunId::from).map_err(|e| StoreError::Damaged(e.to_string()))?;
-                    let until: Option<i64> = entry::parse(&key, &entry)?;
-                    let until = until.map(Timestamp::from_microsecond).transpose();
-                    Ok((id, until.map_err(|e| StoreError::Damaged(e.to_string()))?))
+                    Ok((id, entry::parse(&key, &entry)?))
                 })
                 .collect()
         })
@@ -384,8 +384,7 @@ fn stage(staged: &mut Staged<'_>, write: StoreWrite) -> Result<(), StoreError> {
         StoreWrite::Run(row) => {
             staged.put(key::run_by_start(&row.namespace, row.started_at, &row.id), b"");
             if row.ended_at.is_none() {
-                let until = row.passive_until.map(Timestamp::as_microsecond);
-                staged.put_json(key::open_run(&row.id), &until)?;
+                staged.put_json(key::open_run(&row.id), &row.rest)?;
             } else {
                 staged.remove(key::open_run(&row.id));
             }

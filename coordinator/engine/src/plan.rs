@@ -324,6 +324,11 @@ impl PlannedStep {
     pub(crate) fn begins_by_itself(&self) -> bool {
         self.when.is_none() && self.wait.is_none()
     }
+
+    /// Whether it waits for a moment of the wall clock.
+    pub(crate) fn waits_for_moment(&self) -> bool {
+        matches!(self.wait, Some(PlannedWait::Until { .. }))
+    }
 }
 
 impl Plan {

@@ -18,6 +18,7 @@ pub mod outstanding;
 pub mod state;
 mod undo;
 pub mod verdict;
+mod wall;
 
 pub use apply::{Corrupt, Touched};
 pub use command::{Command, Fence, Rejection, Resolution};
@@ -25,6 +26,6 @@ pub use decide::Turn;
 pub use event::{Event, RunStarted};
 pub use explain::{Waiting, WaitingSubject, WaitsOn};
 pub use invariants::Violation;
-pub use outstanding::{CancelAttempt, Dispatch, Outstanding, Place, Wake, WakeUp};
+pub use outstanding::{CancelAttempt, Dispatch, Outstanding, Place, Rest, Wake, WakeUp};
 pub use state::Run;
 pub use verdict::{Report, Verdict};

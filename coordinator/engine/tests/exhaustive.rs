@@ -126,7 +126,10 @@ fn key(visit: &Visit) -> String {
     let budget = (visit.disturbances, visit.cancels);
     let state = std::mem::discriminant(&run.state);
     let (paused, forced) = (run.pause.is_some(), run.cancel.as_ref().is_some_and(|c| c.force));
-    let mut key = format!("{budget:?}{places}{state:?}{paused}{forced}{}{:?}", run.attempts_from, run.signals);
+    let mut key = format!(
+        "{budget:?}{places}{state:?}{paused}{forced}{}{:?}{}",
+        run.attempts_from, run.signals, run.wall_ahead_ms
+    );
     for step in &run.steps {
         let (kind, purpose) = match &step.state {
             StepState::Queued { purpose, .. } => (0, Some(*purpose)),
@@ -226,6 +229,16 @@ fn a_step_that_waits_for_a_signal_and_one_that_waits_for_a_time() {
     common::waits(&mut plan.steps[2], PlannedWait::For { ms: 60_000 });
     let seen = explore(plan, 1, 1);
     report("waits", &seen);
+    assert!(seen.states > 100, "the search has looked at too little");
+}
+
+#[test]
+fn steps_that_wait_for_a_moment_while_the_wall_clock_is_set() {
+    let mut plan = planned(&[vec![], vec![0], vec![]], OnFailure::Undo, OnCancel::Undo);
+    common::waits(&mut plan.steps[1], common::for_moment(5_000));
+    common::waits(&mut plan.steps[2], common::for_moment(60));
+    let seen = explore(plan, 2, 1);
+    report("moments", &seen);
     assert!(seen.states > 100, "the search has looked at too little");
 }
 

@@ -51,6 +51,7 @@ fn build(knobs: &[Knobs], undo_on_cancel: bool, gate: u8) -> Plan {
             1 if flags % 4 == 0 => {
                 common::waits(&mut step, PlannedWait::Until { moment: "{{ inputs.environment }}".to_owned() });
             }
+            1 if flags % 4 == 1 => common::waits(&mut step, common::for_moment(900)),
             2 => common::waits(&mut step, PlannedWait::For { ms: 120_000 }),
             3 => common::waits(&mut step, common::for_signal("go", Some(600_000))),
             _ => {}
@@ -146,7 +147,9 @@ proptest! {
         for _ in 0..100 {
             let Some(wake) = world.run.wake_up(world.now) else { break };
             world.now = wake.at.max(world.now);
-            world.tick();
+            // A wait that begins may be over already, if it is for a moment.
+            let ticks = (0..20).take_while(|_| !world.tick().is_empty()).count();
+            prop_assert!(ticks < 20, "the clock does not come to rest\n{}", world.story());
             if let Some(next) = world.run.wake_up(world.now) {
                 prop_assert!(next.at > world.now, "{} is announced again and again\n{}", next.why, world.story());
             }
@@ -185,6 +188,25 @@ proptest! {
             }
         }
         prop_assert!(world.ended().is_some(), "it does not end:\n{}", world.story());
+    }
+
+    /// A wall clock that is set moves what waits for a moment of it, by as much, and nothing else.
+    #[test]
+    fn the_wall_clock_moves_moments_and_nothing_else(plan in plans(), choices in choices(), ahead_s in -90_000..90_000_i64) {
+        let mut world = drive(plan, &choices);
+        let before = world.run.clone();
+        let events = world.command(&Command::FollowWallClock { ahead_ms: ahead_s * 1_000 });
+        prop_assert_eq!(events.is_empty(), !before.waits_for_moment() || before.wall_ahead_ms == ahead_s * 1_000);
+        prop_assert_eq!((&world.run.phases, &world.run.pause), (&before.phases, &before.pause));
+        for (i, planned) in world.run.plan.steps.iter().enumerate() {
+            let step = &world.run.steps[i];
+            let until = matches!(planned.wait, Some(PlannedWait::Until { .. }));
+            if let (true, StepState::Waiting { ends_at: Some(ends), wake_at, .. }) = (until, &step.state) {
+                prop_assert_eq!(*ends, *wake_at + SignedDuration::from_secs(ahead_s));
+            } else {
+                prop_assert_eq!(step, &before.steps[i]);
+            }
+        }
     }
 
     /// The journal may say a command twice (a report sent again): the second time changes nothing but evidence.

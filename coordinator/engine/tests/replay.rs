@@ -31,7 +31,7 @@ struct Line {
 /// How a history is made.
 type Scenario = (&'static str, fn() -> World);
 
-const SCENARIOS: [Scenario; 8] = [
+const SCENARIOS: [Scenario; 9] = [
     ("rollout-with-verify-and-gate", rollout),
     ("retries-then-walk-back", retries_then_walk_back),
     ("lost-then-probed", lost_then_probed),
@@ -40,6 +40,7 @@ const SCENARIOS: [Scenario; 8] = [
     ("waits-and-a-step-that-is-not-critical", waits),
     ("accepted-loss-then-resumed", accepted_loss),
     ("always-after-a-walk-back", always_last),
+    ("moments-while-the-wall-clock-is-set", moments),
 ];
 
 fn rollout() -> World {
@@ -177,6 +178,19 @@ fn waits() -> World {
     world.go_to(1_501).tick();
     let payload = std::sync::Arc::new(json!({ "by": "qa" }));
     world.go_to(1_600).command(&Command::Signal { signal: "approved".to_owned(), payload });
+    world
+}
+
+fn moments() -> World {
+    let (mut first, mut second) = (step("first", &[]), step("second", &[0]));
+    common::waits(&mut first, common::for_moment(600));
+    common::waits(&mut second, common::for_moment(1_200));
+    let mut world = World::new(simple(vec![first, second, step("last", &[1])]));
+    world.go_to(10).command(&Command::FollowWallClock { ahead_ms: 300_000 });
+    world.go_to(300).tick();
+    world.go_to(310).command(&Command::FollowWallClock { ahead_ms: -60_000 });
+    world.go_to(1_260).tick();
+    world.succeed("last");
     world
 }
 

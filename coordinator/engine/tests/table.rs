@@ -81,6 +81,7 @@ fn states() -> Vec<(&'static str, World)> {
         ("queued", in_state(|_| {})),
         ("active", in_state(|w| drop(w.assign("s")))),
         ("waiting", world(|s| common::waits(s, common::for_signal("go", None)))),
+        ("waiting (moment)", world(|s| common::waits(s, common::for_moment(600)))),
         (
             "asking",
             in_state(|w| {
@@ -141,7 +142,8 @@ fn name(run: &Run) -> String {
         StepState::Queued { purpose: Purpose::Run, .. } => format!("queued{last}"),
         StepState::Queued { purpose, .. } => format!("queued ({})", format!("{purpose:?}").to_lowercase()),
         StepState::Active => format!("active{undo}{last}"),
-        StepState::Waiting { .. } => "waiting".to_owned(),
+        StepState::Waiting { signal: Some(_), .. } => "waiting".to_owned(),
+        StepState::Waiting { signal: None, .. } => "waiting (moment)".to_owned(),
         StepState::Asking { kind: QuestionKind::UndoFailed, .. } => "asking (undo)".to_owned(),
         StepState::Asking { .. } => format!("asking{last}"),
         StepState::Succeeded => "succeeded".to_owned(),
@@ -223,6 +225,7 @@ fn events(world: &World) -> Vec<(String, Event)> {
     }
     let payload = Arc::new(json!({ "by": "hand" }));
     all.push(("SignalReceived".to_owned(), Event::SignalReceived { signal: "go".to_owned(), payload }));
+    all.push(("WallClockMoved".to_owned(), Event::WallClockMoved { ahead_ms: 3_600_000 }));
     let subject = Subject::Step { step: id() };
     all.push(("OwnerReminded".to_owned(), Event::OwnerReminded { subject, next_at: world.now }));
     let Fence { step, attempt, agent, instance } = fence(world);
@@ -255,6 +258,7 @@ fn commands(world: &World) -> Vec<(&'static str, Command)> {
         ),
         ("LoseInstance", Command::LoseInstance { instance: instance() }),
         ("BuryInstance", Command::BuryInstance { instance: instance() }),
+        ("FollowWallClock", Command::FollowWallClock { ahead_ms: 3_600_000 }),
         ("Cancel", Command::Cancel { reason: reason(), force: false }),
         ("Cancel, forced", Command::Cancel { reason: reason(), force: true }),
         ("Pause", Command::Pause { reason: reason() }),

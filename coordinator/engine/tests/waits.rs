@@ -8,7 +8,7 @@ use common::{World, at, ok, phase, plan, simple, step, waits};
 use muster_engine::{
     plan::{OnFailure, PlannedStep, PlannedWait},
     run::{
-        Command, Event, Rejection, Resolution,
+        Command, Event, Rejection, Resolution, Rest,
         event::{RunOutcome, StepNext, Subject},
         state::StepState,
     },
@@ -183,4 +183,64 @@ fn a_wait_is_cancelled_at_once_and_goes_on_while_the_run_is_paused() {
     );
     world.command(&Command::Resume { reason: "back".to_owned() });
     assert_eq!(world.places().len(), 1);
+}
+
+fn wall_clock(world: &mut World, ahead_s: i64) -> Vec<Event> {
+    world.command(&Command::FollowWallClock { ahead_ms: ahead_s * 1_000 })
+}
+
+#[test]
+fn a_moment_is_one_of_the_wall_clock_wherever_that_is() {
+    let mut world = World::new(simple(vec![waiting("w", &[], common::for_moment(3_600))]));
+    assert_eq!(wall_clock(&mut world, 1_000), [Event::WallClockMoved { ahead_ms: 1_000_000 }]);
+    assert_eq!(wall_clock(&mut world, 1_000), [], "it is told once");
+    assert_eq!(world.run.rest().unwrap(), Rest { until: at(1_260), wall_ahead_ms: Some(1_000_000) });
+    let milestone = world.run.phases[0].milestone.clone();
+    wall_clock(&mut world, -600);
+    assert_eq!(world.run.phases[0].milestone, milestone, "a deadline is a duration from the start");
+    let said = |world: &World| {
+        let waiting = world.run.explain(world.now).remove(0);
+        (waiting.waits_for, waiting.next_at)
+    };
+    let moment = "its moment, 2026-01-07T11:00:00Z by the wall clock".to_owned();
+    assert_eq!(said(&world), (moment, Some(at(4_200))));
+    assert!(
+        !world.go_to(3_600).tick().iter().any(|e| matches!(e, Event::StepMoved { .. })),
+        "that is ten minutes early"
+    );
+    wall_clock(&mut world, 0);
+    assert_eq!(said(&world), ("its moment".to_owned(), Some(at(3_600))));
+    world.tick();
+    assert_eq!(world.ended(), Some(RunOutcome::Succeeded));
+}
+
+#[test]
+fn a_later_moment_goes_by_where_the_wall_clock_was_last() {
+    let next = waiting("next", &[0], common::for_moment(600));
+    let soak = waiting("soak", &[], PlannedWait::For { ms: 60_000 });
+    let mut world = World::new(simple(vec![waiting("w", &[], common::for_moment(60)), next, soak]));
+    let soaks = world.state("soak").clone();
+    wall_clock(&mut world, 120);
+    assert_eq!(*world.state("soak"), soaks, "a time is no moment");
+    world.tick();
+    let waits = StepState::Waiting { signal: None, ends_at: Some(at(600)), wake_at: at(480) };
+    assert_eq!((world.state("w"), world.state("next")), (&StepState::Succeeded, &waits));
+    world.go_to(480).tick();
+    assert_eq!(world.ended(), Some(RunOutcome::Succeeded));
+    let ended = world.try_command(&Command::FollowWallClock { ahead_ms: 0 });
+    assert_eq!(ended, Ok(vec![]), "nothing waits for it");
+}
+
+/// A wall clock may be set to anything.
+#[test]
+fn a_wall_clock_that_is_far_off_breaks_nothing() {
+    for ahead_ms in [i64::MIN, i64::MAX] {
+        let mut world = World::new(simple(vec![waiting("w", &[], common::for_moment(60))]));
+        world.command(&Command::FollowWallClock { ahead_ms });
+        world.go_to(3_600).tick();
+        assert_eq!(world.ended().is_some(), ahead_ms > 0);
+        wall_clock(&mut world, 0);
+        world.tick();
+        assert_eq!(world.ended(), Some(RunOutcome::Succeeded));
+    }
 }

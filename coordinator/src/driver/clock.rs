@@ -1,7 +1,8 @@
 //! The coordinator's clock: monotonic from an anchor, never before the last journalled time.
 //!
 //! Durations follow it; a wall clock that is set back or forward moves no timer. How far the wall clock is away from it is
-//! watched, so that a jump can be noticed ([`Clock::jumped`]) and the clocks of unconfirmed attempts started again.
+//! watched, so that a jump can be noticed ([`Clock::jumped`]): the clocks of unconfirmed attempts are started again, and runs
+//! that wait for a moment of the wall clock are told.
 
 use std::sync::{
     Arc,
@@ -68,6 +69,12 @@ impl Clock {
         Some(jump)
     }
 
+    /// Where the wall clock is, if that is more than [`JUMP_MS`] away from where somebody takes it to be.
+    pub(crate) fn misleads(&self, taken_to_be_ms: Option<i64>) -> Option<i64> {
+        let ahead_ms = self.wall_offset_ms();
+        taken_to_be_ms.filter(|taken| ahead_ms.abs_diff(*taken) > JUMP_MS.unsigned_abs()).map(|_| ahead_ms)
+    }
+
     /// The instant at which this clock says `at`; at once when that is past.
     pub(crate) fn instant_of(&self, at: Timestamp) -> Instant {
         let wait = at.duration_since(self.now());
@@ -76,7 +83,8 @@ impl Clock {
         Instant::now() + wait + Duration::from_micros(1)
     }
 
-    fn wall_offset_ms(&self) -> i64 {
+    /// By how many milliseconds the wall clock is ahead of this one; negative: behind.
+    pub(crate) fn wall_offset_ms(&self) -> i64 {
         (self.0.wall)().as_millisecond() - self.now().as_millisecond()
     }
 }

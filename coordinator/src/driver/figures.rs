@@ -73,6 +73,7 @@ impl Figures {
             | Event::AttemptExtended { .. }
             | Event::ReportArrivedStale { .. }
             | Event::SignalReceived { .. }
+            | Event::WallClockMoved { .. }
             | Event::GateJudged { .. }
             | Event::PhaseEnded { .. }
             | Event::MilestoneAtRisk { .. }

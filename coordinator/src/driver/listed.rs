@@ -1,7 +1,6 @@
 //! What lists, and the next start, are told of a run: not of each turn, since most change nothing of it.
 
-use jiff::Timestamp;
-use muster_engine::run::{Run, Touched};
+use muster_engine::run::{Rest, Run, Touched};
 
 use super::{rows::waiting_of, run_task::RunTask};
 use crate::control::{MostUrgent, run_state, state_reason};
@@ -11,13 +10,13 @@ use crate::control::{MostUrgent, run_state, state_reason};
 pub(super) struct Listed {
     /// The word for its state.
     state: &'static str,
-    /// See [`Run::passive_until`].
-    passive_until: Option<Timestamp>,
+    /// See [`Run::rest`].
+    rest: Option<Rest>,
 }
 
 impl Listed {
     pub(super) fn of(run: &Run) -> Self {
-        Self { state: run_state(run), passive_until: run.passive_until() }
+        Self { state: run_state(run), rest: run.rest() }
     }
 }
 

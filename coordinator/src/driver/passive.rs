@@ -9,7 +9,7 @@ use std::{
 
 use muster_engine::{
     ids::{Namespace, RunId},
-    run::Run,
+    run::{Rest, Run},
 };
 use tokio::sync::mpsc;
 use tracing::debug;
@@ -51,7 +51,7 @@ impl RunTask {
     /// The next thing said to the run; none: the run has left memory, or the coordinator stops.
     pub(super) async fn next(&mut self) -> Option<Message> {
         loop {
-            if self.run.passive_until().is_none() {
+            if self.run.rest().is_none() {
                 return self.inbox.recv().await;
             }
             if let Ok(next) = tokio::time::timeout(REST, self.inbox.recv()).await {
@@ -66,9 +66,9 @@ impl RunTask {
     /// Leaves memory, if it is passive and nothing hangs on it.
     pub(super) async fn departs(&mut self) -> bool {
         self.watchers.retain(|watcher| !watcher.is_closed());
-        let Some(until) = self.run.passive_until().filter(|_| self.is_alone()) else { return false };
+        let Some(rest) = self.run.rest().filter(|_| self.is_alone()) else { return false };
         self.note_why();
-        let Some(passive) = self.shared.runs.departs(&self.entry, &mut self.inbox, until) else { return false };
+        let Some(passive) = self.shared.runs.departs(&self.entry, &mut self.inbox, rest) else { return false };
         self.shared.projector.departs(&self.entry);
         self.end_wake_up();
         self.shared.timers.set_passive(self.entry.id.clone(), passive);
@@ -83,9 +83,17 @@ impl RunTask {
 
 impl Shared {
     /// A run that the journal says is passive.
-    pub(super) fn sleeps(&self, id: RunId, until: jiff::Timestamp) {
-        let passive = self.runs.sleeps(id.clone(), until);
+    pub(super) fn sleeps(&self, id: RunId, rest: Rest) {
+        let passive = self.runs.sleeps(id.clone(), rest);
         self.timers.set_passive(id, passive);
+    }
+
+    /// Hand over the passive runs that wait for a moment of the wall clock and take it to be where it is not.
+    pub(super) fn wake_misled(&self, fetch: &mpsc::UnboundedSender<RunId>) {
+        for id in self.runs.resting(|rest| self.clock.misleads(rest.wall_ahead_ms).is_some()) {
+            // Nobody fetches only when the coordinator stops.
+            drop(fetch.send(id));
+        }
     }
 
     /// Fetch the runs whose moment has come, until the coordinator stops.
@@ -107,9 +115,10 @@ impl Shared {
                         Ok(Err(why)) => debug!(run_id = %id, "not taken up: {why}"),
                         Err(_) => shared.keep_quarantined(id.clone(), "reading it panicked, which is a bug", None),
                     }
-                    if shared.runs.is_passive(&id) {
+                    if let Some(rest) = shared.runs.rest_of(&id) {
                         // It could not be read just now: its moment comes again.
-                        shared.sleeps(id, after_ms(shared.clock.now(), AGAIN_MS));
+                        let until = after_ms(shared.clock.now(), AGAIN_MS);
+                        shared.sleeps(id, Rest { until, ..rest });
                     }
                 }
             })

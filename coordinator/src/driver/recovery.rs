@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use jiff::Timestamp;
 use muster_engine::{
     ids::{AgentName, Digest, Namespace, RunId},
-    run::{Event, Run},
+    run::{Event, Rest, Run},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -41,8 +41,8 @@ pub(super) enum PlaybookEvent {
 pub(super) struct Recovered {
     /// Runs that have not ended, and for which something has to be done.
     pub(super) runs: Vec<Run>,
-    /// Runs that wait for nothing but time and people, and until when.
-    pub(super) passive: Vec<(RunId, Timestamp)>,
+    /// Runs that wait for nothing but time and people, and how.
+    pub(super) passive: Vec<(RunId, Rest)>,
     /// Runs whose records can't be believed, and why.
     pub(super) quarantined: Vec<(RunId, String, Option<Run>)>,
     pub(super) agents: BTreeMap<(Namespace, AgentName), AgentRecord>,
@@ -89,9 +89,9 @@ pub(super) fn recover(journal: &dyn Journal, store: &Store, all: bool) -> Result
     for id in pass.ended.drain() {
         listed.remove(&id);
     }
-    for (id, until) in &listed {
-        if let Some(until) = until.filter(|_| !all && !pass.victims.contains_key(id)) {
-            recovered.passive.push((id.clone(), until));
+    for (id, rest) in &listed {
+        if let Some(rest) = rest.filter(|_| !all && !pass.victims.contains_key(id)) {
+            recovered.passive.push((id.clone(), rest));
             continue;
         }
         let victim = pass.victims.remove(id);
@@ -103,8 +103,8 @@ pub(super) fn recover(journal: &dyn Journal, store: &Store, all: bool) -> Result
             (Ok(Some(rebuilt)), None) => {
                 recovered.last_at = recovered.last_at.max(Some(rebuilt.updated_at));
                 pass.writes.extend(rows::writes_of(&rebuilt, false));
-                match rebuilt.passive_until().filter(|_| !all) {
-                    Some(until) => recovered.passive.push((id.clone(), until)),
+                match rebuilt.rest().filter(|_| !all) {
+                    Some(rest) => recovered.passive.push((id.clone(), rest)),
                     None if rebuilt.has_ended() => {}
                     None => recovered.runs.push(rebuilt),
                 }
@@ -151,12 +151,12 @@ fn last_time(journal: &dyn Journal, head: Position) -> Option<Timestamp> {
     None
 }
 
-/// The open runs, each with the moment until which it is believed to be passive; not if records of it are lost.
-fn listed_open(journal: &dyn Journal, store: &Store) -> Result<BTreeMap<RunId, Option<Timestamp>>, StoreError> {
+/// The open runs, each with how it is believed to be passive; not if records of it are lost.
+fn listed_open(journal: &dyn Journal, store: &Store) -> Result<BTreeMap<RunId, Option<Rest>>, StoreError> {
     let mut listed = store.open_runs()?;
     for StreamId(damaged) in journal.damaged() {
-        if let Some(until) = damaged.strip_prefix("run/").and_then(|id| listed.get_mut(&RunId::from(id))) {
-            *until = None;
+        if let Some(rest) = damaged.strip_prefix("run/").and_then(|id| listed.get_mut(&RunId::from(id))) {
+            *rest = None;
         }
     }
     Ok(listed)

@@ -90,7 +90,7 @@ pub(super) fn writes_of(run: &Run, quarantined: bool) -> Vec<StoreWrite> {
         started_by: run.started_by.clone(),
         ended_at: ended_at(run),
         seq: run.seq,
-        passive_until: run.passive_until().filter(|_| !quarantined),
+        rest: run.rest().filter(|_| !quarantined),
     };
     let mut writes = vec![StoreWrite::Run(row)];
     for (ordinal, milestone) in milestones(run) {
@@ -114,7 +114,7 @@ pub(super) fn writes_of(run: &Run, quarantined: bool) -> Vec<StoreWrite> {
 pub(super) fn quarantined(id: &RunId, before: Option<RunRow>) -> RunRow {
     let state = QUARANTINED.to_owned();
     match before {
-        Some(before) => RunRow { state, state_reason: String::new(), waiting: None, passive_until: None, ..before },
+        Some(before) => RunRow { state, state_reason: String::new(), waiting: None, rest: None, ..before },
         None => RunRow {
             id: id.clone(),
             namespace: "default".into(),
@@ -126,7 +126,7 @@ pub(super) fn quarantined(id: &RunId, before: Option<RunRow>) -> RunRow {
             started_by: "".into(),
             ended_at: None,
             seq: 0,
-            passive_until: None,
+            rest: None,
         },
     }
 }

@@ -173,8 +173,10 @@ impl RunTask {
         for message in batch {
             self.take(&mut turn, message);
         }
+        self.follow_wall_clock(&mut turn);
         self.tick(&mut turn);
         self.place(&mut turn, !signals.nothing());
+        self.follow_wall_clock(&mut turn);
         if turn.broken.is_none() && !turn.is_empty() {
             let appends = turn.appends(&self.stream, &self.shared.ours);
             if turn.broken.is_none() {
@@ -276,6 +278,15 @@ impl RunTask {
             self.ours(turn, &Command::FindInstance { instance, holds }, &self.shared.ours);
         }
         self.ours(turn, &Command::Tick, &self.shared.ours);
+    }
+
+    /// What waits for a moment of the wall clock goes by where that is at present. Before a tick, which would take an old word
+    /// for it, and at the end of a turn in which a wait may have begun.
+    pub(super) fn follow_wall_clock(&self, turn: &mut Turn) {
+        let rest = turn.run().waits_for_moment().then_some(turn.run().wall_ahead_ms);
+        if let Some(ahead_ms) = self.shared.clock.misleads(rest) {
+            self.ours(turn, &Command::FollowWallClock { ahead_ms }, &self.shared.ours);
+        }
     }
 
     /// Give seats back, ask for new ones, and assign what got one. `look_at_all`: something around the run has changed.

@@ -9,7 +9,10 @@ use std::{
 };
 
 use jiff::Timestamp;
-use muster_engine::ids::{RunId, StepId};
+use muster_engine::{
+    ids::{RunId, StepId},
+    run::Rest,
+};
 
 use tokio::sync::mpsc;
 
@@ -40,8 +43,8 @@ struct Table {
 pub(super) struct Passive {
     /// Of its wake-up.
     pub(super) key: u64,
-    /// When it has to be looked at.
-    pub(super) until: Timestamp,
+    /// When it has to be looked at, and what it goes by.
+    pub(super) rest: Rest,
 }
 
 /// What became of a run that came into memory.
@@ -94,26 +97,21 @@ impl Runs {
     }
 
     /// The run is passive, and not in memory.
-    pub(super) fn sleeps(&self, id: RunId, until: Timestamp) -> Passive {
-        let passive = Passive { key: self.next_key(), until };
+    pub(super) fn sleeps(&self, id: RunId, rest: Rest) -> Passive {
+        let passive = Passive { key: self.next_key(), rest };
         self.write().passive.insert(id, passive);
         passive
     }
 
     /// A passive run leaves memory, unless something was said to it meanwhile. What is said to it from now on is given back.
-    pub(super) fn departs(
-        &self,
-        entry: &RunEntry,
-        inbox: &mut mpsc::Receiver<Message>,
-        until: Timestamp,
-    ) -> Option<Passive> {
+    pub(super) fn departs(&self, entry: &RunEntry, inbox: &mut mpsc::Receiver<Message>, rest: Rest) -> Option<Passive> {
         let mut table = self.write();
         if !inbox.is_empty() || table.by_id.get(&entry.id).is_none_or(|there| there.key != entry.key) {
             return None;
         }
         inbox.close();
         table.by_id.remove(&entry.id);
-        let passive = Passive { key: self.next_key(), until };
+        let passive = Passive { key: self.next_key(), rest };
         table.passive.insert(entry.id.clone(), passive);
         Some(passive)
     }
@@ -121,6 +119,16 @@ impl Runs {
     /// Whether the run is passive, and not in memory.
     pub(super) fn is_passive(&self, id: &RunId) -> bool {
         self.read().passive.contains_key(id)
+    }
+
+    /// How the run is passive, if it is and is not in memory.
+    pub(super) fn rest_of(&self, id: &RunId) -> Option<Rest> {
+        self.read().passive.get(id).map(|passive| passive.rest)
+    }
+
+    /// Those that are passive, and rest like this.
+    pub(super) fn resting(&self, so: impl Fn(&Rest) -> bool) -> Vec<RunId> {
+        self.read().passive.iter().filter(|(_, passive)| so(&passive.rest)).map(|(id, _)| id.clone()).collect()
     }
 
     /// How many are passive.

@@ -39,6 +39,7 @@ impl RunTask {
         let mut task = Self::new(&shared, &entry, inbox, run);
         turn.requests.extend(request.append(turn.now, Some(&entry.id)));
         task.place(&mut turn, true);
+        task.follow_wall_clock(&mut turn);
         let mut answer = Some(answer);
         let noting = shared.projector.begin();
         if !task.append_start(&mut turn, &request, &mut answer).await {

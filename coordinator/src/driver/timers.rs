@@ -42,12 +42,12 @@ impl Timers {
 
     /// Name the run at that moment to whoever fetches it.
     pub(super) fn set_passive(&self, id: RunId, passive: Passive) {
-        self.insert(passive.until, passive.key, Sleeper::Passive(id));
+        self.insert(passive.rest.until, passive.key, Sleeper::Passive(id));
     }
 
     /// The run is in memory, or over.
     pub(super) fn unset_passive(&self, passive: Passive) {
-        self.due.lock().unwrap_or_else(PoisonError::into_inner).remove(&(passive.until, passive.key));
+        self.due.lock().unwrap_or_else(PoisonError::into_inner).remove(&(passive.rest.until, passive.key));
     }
 
     fn insert(&self, at: Timestamp, key: u64, sleeper: Sleeper) {

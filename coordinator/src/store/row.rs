@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use muster_bus::event::StreamMark;
 use muster_engine::{
     ids::{Actor, AgentName, Digest, Namespace, PhaseId, RunId},
-    run::state::MilestoneState,
+    run::{Rest, state::MilestoneState},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
@@ -39,9 +39,9 @@ pub struct RunRow {
     pub ended_at: Option<Timestamp>,
     /// The last record of the run's stream that is in this row.
     pub seq: u64,
-    /// [`muster_engine::run::Run::passive_until`] of an open run; kept beside the row, see [`super::Store::open_runs`].
+    /// [`muster_engine::run::Run::rest`] of an open run; kept beside the row, see [`super::Store::open_runs`].
     #[serde(skip)]
-    pub passive_until: Option<Timestamp>,
+    pub rest: Option<Rest>,
 }
 
 /// A milestone of a run.

@@ -24,7 +24,7 @@ fn run(n: usize, state: &str) -> RunRow {
         started_at: jiff::Timestamp::from_second(1_767_780_000 + i64::try_from(n).unwrap()).unwrap(),
         started_by: "person/dba-1".into(),
         ended_at: (state == "SUCCEEDED").then(|| jiff::Timestamp::from_second(1_767_790_000).unwrap()),
-        passive_until: None,
+        rest: None,
         seq: 1,
     }
 }

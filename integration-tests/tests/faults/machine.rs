@@ -1,8 +1,14 @@
 //! The machine under the coordinator: syncs that fail, a disk without room, a clock that is set.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
+use jiff::{SignedDuration, Timestamp};
 use muster_integration_tests::{process::wait_for, system::SOON};
 
 use crate::harness::House;
@@ -60,39 +66,101 @@ fn faketime() -> Result<PathBuf> {
     libraries.into_iter().find(|file| file.exists()).context("libfaketime is missing: apt-get install faketime")
 }
 
+/// The wall clock of a coordinator, and of nobody else.
+struct WallClock {
+    dir: tempfile::TempDir,
+}
+
+impl WallClock {
+    fn new() -> Result<Self> {
+        let clock = Self { dir: tempfile::tempdir()? };
+        clock.write("+0")?;
+        Ok(clock)
+    }
+
+    fn write(&self, to: &str) -> Result<()> {
+        let fresh = self.dir.path().join("fresh");
+        fs::write(&fresh, to)?;
+        Ok(fs::rename(fresh, self.dir.path().join("clock"))?)
+    }
+
+    /// A house whose coordinator goes by it.
+    fn start(&self) -> Result<House> {
+        let preload = format!("LD_PRELOAD={}", faketime()?.display());
+        let clock = format!("FAKETIME_TIMESTAMP_FILE={}", self.dir.path().join("clock").display());
+        House::start_under(&["env", &preload, &clock, "FAKETIME_NO_CACHE=1", "FAKETIME_DONT_FAKE_MONOTONIC=1"])
+    }
+
+    /// Set it so far away from the true one, and wait until the coordinator has noticed.
+    fn set(&self, house: &House, to: &str) -> Result<()> {
+        let jumps = || Ok::<_, anyhow::Error>(house.log()?.matches("the wall clock has jumped").count());
+        let before = jumps()?;
+        self.write(to)?;
+        wait_for("the jump is noticed", SOON, || Ok((jumps()? > before).then_some(())))
+    }
+}
+
+fn waits(house: &House, wait: &str) -> Result<String> {
+    let playbook = house.system.submit(&format!(
+        "apiVersion: muster.dev/v1\nkind: Playbook\nmetadata: {{name: waits, owner: ops}}\nspec: {{phases: [{{id: all, steps: [{{id: w, wait: {wait}}}]}}]}}\n",
+    ))?;
+    house.system.start_run(&playbook)
+}
+
+fn state_of(house: &House, run: &str) -> Result<String> {
+    Ok(house.system.json(&["run", "get", run])?["state"].as_str().unwrap_or_default().to_owned())
+}
+
+/// In true time.
+fn until(from_now: SignedDuration) -> String {
+    format!("{{until: \"{}\"}}", Timestamp::now() + from_now)
+}
+
+#[test]
+fn a_moment_comes_when_the_wall_clock_says_so_also_after_it_was_set() -> Result<()> {
+    let clock = WallClock::new()?;
+    let mut house = clock.start()?;
+    let (soon, tomorrow) = (SignedDuration::from_secs(6), SignedDuration::from_hours(20));
+    let over = Instant::now() + soon.unsigned_abs();
+    let (early, far) = (waits(&house, &until(soon))?, waits(&house, &until(tomorrow))?);
+    clock.set(&house, "-1h")?;
+    wait_for("the moment of the clock that was set is over", SOON, || {
+        Ok((Instant::now() > over + Duration::from_secs(2)).then_some(()))
+    })?;
+    for run in [&early, &far] {
+        ensure!(state_of(&house, run)? == "STATE_RUNNING", "it has not come by the wall clock");
+    }
+    let explained = house.system.cli(&["run", "explain", &early])?;
+    let explained = String::from_utf8_lossy(&explained.stdout).into_owned();
+    ensure!(explained.contains("by the wall clock"), "{explained}");
+    // A clock that is mended while the coordinator is away is mended all the same.
+    clock.write("+0")?;
+    house.system.kill_coordinator()?;
+    house.system.start_coordinator()?;
+    house.ends(&early, "SUCCEEDED")?;
+    ensure!(state_of(&house, &far)? == "STATE_RUNNING", "tomorrow has not come");
+    clock.set(&house, "+1d")?;
+    house.ends(&far, "SUCCEEDED")?;
+    house.verify()
+}
+
 #[test]
 fn a_clock_that_is_set_back_an_hour_and_forward_a_day_moves_no_timer() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let file = dir.path().join("clock");
-    let set = |to: &str| -> Result<()> {
-        let fresh = dir.path().join("fresh");
-        fs::write(&fresh, to)?;
-        Ok(fs::rename(fresh, &file)?)
-    };
-    set("+0")?;
-    let preload = format!("LD_PRELOAD={}", faketime()?.display());
-    let clock = format!("FAKETIME_TIMESTAMP_FILE={}", file.display());
-    let more = ["FAKETIME_NO_CACHE=1", "FAKETIME_DONT_FAKE_MONOTONIC=1"];
-    let mut house = House::start_under(&["env", &preload, &clock, more[0], more[1]])?;
+    let clock = WallClock::new()?;
+    let mut house = clock.start()?;
     house.agent("fault-1")?;
-    let long = house.system.submit(
-        "apiVersion: muster.dev/v1\nkind: Playbook\nmetadata: {name: waits, owner: ops}\nspec: {phases: [{id: all, steps: [{id: w, wait: {for: 30m}}]}]}\n",
-    )?;
-    let waits = house.system.start_run(&long)?;
-    for (n, jump) in ["-1h", "+1d", "+0"].into_iter().enumerate() {
+    let waits = waits(&house, "{for: 30m}")?;
+    for jump in ["-1h", "+1d", "+0"] {
         house.hold("run")?;
         let run = house.run_of(&[APPEND, THEN])?;
         house.wait_word("begin", &run, "s", 1)?;
-        set(jump)?;
-        wait_for("the jump is noticed", SOON, || {
-            Ok((house.log()?.matches("the wall clock has jumped").count() > n).then_some(()))
-        })?;
+        clock.set(&house, jump)?;
         house.release("run")?;
         house.ends(&run, "SUCCEEDED").context(jump)?;
         for step in ["s", "t"] {
             ensure!(house.count("begin", &run, step) == 1, "{jump}: {step} was done twice");
         }
-        let state = house.system.json(&["run", "get", &waits])?["state"].clone();
+        let state = state_of(&house, &waits)?;
         ensure!(state == "STATE_RUNNING", "{jump}: a wait of half an hour is {state}");
     }
     house.verify()

@@ -83,6 +83,7 @@ impl Run {
             failure: None,
             outputs: None,
             signals: std::collections::BTreeMap::new(),
+            wall_ahead_ms: 0,
             phases,
             steps,
             awake: std::collections::BTreeSet::new(),
@@ -136,6 +137,7 @@ impl Run {
                 self.active_phase(phase, touched).map(|phase| phase.gate = Some(gate))
             }
             Event::SignalReceived { signal, payload } => self.signal_received(signal, payload, touched),
+            Event::WallClockMoved { ahead_ms } => self.wall_clock_moved(*ahead_ms, touched),
             Event::PhaseEnded { phase, outcome } => self.phase_ended(at, phase, *outcome, touched),
             Event::MilestoneAtRisk { phase } => self.milestone(at, phase, MilestoneState::AtRisk, touched),
             Event::MilestoneMissed { phase } => self.milestone(at, phase, MilestoneState::Missed, touched),
@@ -467,7 +469,7 @@ fn new_step(at: Timestamp) -> Step {
     }
 }
 
-fn refuse(wrong: bool, why: &str) -> Result<(), String> {
+pub(super) fn refuse(wrong: bool, why: &str) -> Result<(), String> {
     if wrong { Err(why.to_owned()) } else { Ok(()) }
 }
 

@@ -81,6 +81,12 @@ pub enum Command {
     },
     /// The coordinator has started again, or time has jumped: clocks of unconfirmed attempts start again in full.
     RestartClocks,
+    /// So far the wall clock is ahead of `now`, in milliseconds (negative: behind). What waits for a moment of the wall clock
+    /// goes by it; durations and deadlines do not. A run in which nothing waits for a moment has nothing to say to it.
+    FollowWallClock {
+        /// How far.
+        ahead_ms: i64,
+    },
     /// The announced moment has come (or any other: ticking too early does nothing).
     Tick,
     /// Stop; undo only where the playbook says so.

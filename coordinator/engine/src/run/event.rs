@@ -146,6 +146,12 @@ pub enum Event {
         /// What came with it.
         payload: Arc<Value>,
     },
+    /// The wall clock is not where it was, beside the times in the journal: what waits for a moment of it is woken at another
+    /// time of those.
+    WallClockMoved {
+        /// By how many milliseconds it is ahead of them; negative: behind.
+        ahead_ms: i64,
+    },
     /// A phase is over.
     PhaseEnded {
         /// Which.
@@ -262,6 +268,7 @@ impl Event {
             Self::OwnerReminded { .. } => "owner_reminded",
             Self::GateJudged { .. } => "gate_judged",
             Self::SignalReceived { .. } => "signal_received",
+            Self::WallClockMoved { .. } => "wall_clock_moved",
             Self::PhaseEnded { .. } => "phase_ended",
             Self::MilestoneAtRisk { .. } => "milestone_at_risk",
             Self::MilestoneMissed { .. } => "milestone_missed",

@@ -135,7 +135,7 @@ impl Run {
                         format!("send it: muster run signal {} {signal}, or resolve the step", self.id),
                     ),
                     None => (
-                        "its moment".to_owned(),
+                        self.moment_text(i, *wake_at),
                         "the clock".to_owned(),
                         "the step is done",
                         "to go on at once, resolve the step as succeeded".to_owned(),
@@ -172,6 +172,14 @@ impl Run {
             | StepState::Skipped { .. }
             | StepState::Cancelled
             | StepState::Undone => None,
+        }
+    }
+
+    /// The moment itself where the clock that it is one of is not the one that everything else goes by.
+    fn moment_text(&self, i: usize, wake_at: Timestamp) -> String {
+        match self.moment_of(i).filter(|moment| *moment != wake_at) {
+            Some(moment) => format!("its moment, {moment} by the wall clock"),
+            None => "its moment".to_owned(),
         }
     }
 

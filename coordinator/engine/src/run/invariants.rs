@@ -82,7 +82,9 @@ impl Run {
             StepState::Waiting { signal, ends_at, wake_at } => {
                 ensure(planned.wait.is_some(), "waits without being asked to")?;
                 ensure(signal.is_some() || ends_at.is_some(), "waits for nothing")?;
-                ensure(ends_at.is_none_or(|ends| *wake_at <= ends), "is woken after its wait is over")?;
+                let over_at = ends_at.map(|ends| self.wait_is_over_at(planned, ends));
+                ensure(over_at.is_none_or(|over| *wake_at <= over), "is woken after its wait is over")?;
+                ensure(signal.is_some() || over_at == Some(*wake_at), "is woken before its wait is over")?;
                 ensure(!self.signals.keys().any(|s| step.waits_for(s)), "waits for a signal that has come")?;
             }
             StepState::Undone => ensure(step.prepared.is_empty(), "is undone with undo data left")?,

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
@@ -108,6 +109,15 @@ pub struct WakeUp {
     pub why: Wake,
 }
 
+/// How a run waits that waits for nothing but time and people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rest {
+    /// When it has to be looked at next.
+    pub until: Timestamp,
+    /// It waits for a moment of the wall clock, which it takes to be ahead of the journal's times by so many milliseconds.
+    pub wall_ahead_ms: Option<i64>,
+}
+
 /// What is due at a wake-up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wake {
@@ -198,9 +208,9 @@ impl Run {
         Some(WakeUp { at, why: self.why(due) })
     }
 
-    /// When the run has to be looked at next, if until then it waits for nothing but time and people: no attempt is at work, and
-    /// no step may be given to an agent. None for a run that has ended.
-    pub fn passive_until(&self) -> Option<Timestamp> {
+    /// Whether, and how, the run waits for nothing but time and people: no attempt is at work, and no step may be given to an
+    /// agent. None for a run that has ended.
+    pub fn rest(&self) -> Option<Rest> {
         let waits = |i: &usize| match &self.steps[*i].state {
             StepState::Waiting { .. } | StepState::Asking { .. } => true,
             StepState::Queued { .. } => self.pause.is_some(),
@@ -216,7 +226,8 @@ impl Run {
             return None;
         }
         // A queued step of a paused run wakes nobody, so the moment does not depend on the present one.
-        self.wake_up(Timestamp::MIN).map(|wake| wake.at)
+        let until = self.wake_up(Timestamp::MIN)?.at;
+        Some(Rest { until, wall_ahead_ms: self.waits_for_moment().then_some(self.wall_ahead_ms) })
     }
 
     /// The only host where a step may go for a purpose: where the playbook says, or where host-scoped work has begun.

@@ -54,6 +54,9 @@ pub struct Run {
     /// The signals that came, each with what came with it first.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub signals: BTreeMap<String, Arc<Value>>,
+    /// By how many milliseconds the wall clock is ahead of the journal's times, as far as the run was told; negative: behind.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub wall_ahead_ms: i64,
     /// In the plan's order.
     pub phases: Vec<Arc<Phase>>,
     /// In the plan's order.
@@ -269,9 +272,10 @@ pub enum StepState {
     Waiting {
         /// The signal; none: it waits for the moment at which the wait ends.
         signal: Option<String>,
-        /// When the wait is over: reached for a moment, given up for a signal.
+        /// When the wait is over: reached for a time or a moment, given up for a signal. A moment that the playbook names is
+        /// one of the wall clock.
         ends_at: Option<Timestamp>,
-        /// When something is done about it: it ends, or the owner is told (again).
+        /// When something is done about it, in the journal's time: it ends, or the owner is told (again).
         wake_at: Timestamp,
     },
     /// It waits for a person.
@@ -424,4 +428,9 @@ impl Step {
     pub fn last_attempt(&self) -> AttemptNumber {
         self.attempts.last().map_or(0, |a| a.number)
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks like this")]
+fn is_zero(ms: &i64) -> bool {
+    *ms == 0
 }

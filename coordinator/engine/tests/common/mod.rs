@@ -77,6 +77,11 @@ pub fn for_signal(name: &str, timeout_ms: Option<u64>) -> PlannedWait {
     PlannedWait::Signal { name: name.to_owned(), timeout_ms }
 }
 
+/// Seconds after the start of the test run, by the wall clock.
+pub fn for_moment(seconds: i64) -> PlannedWait {
+    PlannedWait::Until { moment: at(seconds).to_string() }
+}
+
 pub fn verify(expect: &str, within_ms: u64, every_ms: u64) -> PlannedVerify {
     let mut look = action("test.look");
     look.facts.read_only = true;
@@ -147,7 +152,7 @@ pub fn failed(kind: FailureKind) -> Outcome {
 fn same(a: &Run, b: &Run) -> bool {
     Arc::ptr_eq(&a.plan, &b.plan)
         && (a.seq, a.updated_at, &a.state, &a.pause) == (b.seq, b.updated_at, &b.state, &b.pause)
-        && a.attempts_from == b.attempts_from
+        && (a.attempts_from, a.wall_ahead_ms) == (b.attempts_from, b.wall_ahead_ms)
         && (&a.cancel, &a.rollback, &a.failure, &a.outputs) == (&b.cancel, &b.rollback, &b.failure, &b.outputs)
         && (&a.phases, &a.steps, &a.awake, a.done_count) == (&b.phases, &b.steps, &b.awake, b.done_count)
 }

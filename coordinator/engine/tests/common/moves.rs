@@ -41,7 +41,7 @@ fn signals(world: &World) -> Vec<(String, Command)> {
     all
 }
 
-/// What goes wrong with agents, and what the clock does then.
+/// What goes wrong with agents and with the wall clock, and what the clock does then.
 pub fn disturbances(world: &World) -> Vec<Command> {
     let mut all = Vec::new();
     for (fence, purpose) in live(&world.run) {
@@ -55,12 +55,15 @@ pub fn disturbances(world: &World) -> Vec<Command> {
             all.push(finish(Outcome::NotSatisfied { diff: "not there".to_owned() }));
         }
     }
+    if world.run.waits_for_moment() {
+        all.extend([-3_600_000, 3_600_000].map(|ahead_ms| Command::FollowWallClock { ahead_ms }));
+    }
     all
 }
 
 /// What is rare: other ends, denials, comebacks, clocks.
 pub fn oddities(world: &World) -> Vec<Command> {
-    let mut all = vec![Command::RestartClocks, Command::Tick];
+    let mut all = vec![Command::RestartClocks, Command::Tick, Command::FollowWallClock { ahead_ms: 0 }];
     for (fence, _) in live(&world.run) {
         let finish = |outcome| Command::Finish { fence: fence.clone(), outcome };
         all.push(finish(ok(json!(1))));

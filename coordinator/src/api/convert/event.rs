@@ -91,6 +91,7 @@ impl<'a> About<'a> {
             Event::RunStarted(_)
             | Event::OwnerReminded { subject: Subject::Run, .. }
             | Event::SignalReceived { .. }
+            | Event::WallClockMoved { .. }
             | Event::RunPaused { .. }
             | Event::RecordsLost { .. }
             | Event::RunResumed { .. }
@@ -142,6 +143,7 @@ fn sentence(event: &Event) -> String {
         }
         Event::SignalReceived { signal, .. } => format!("signal {signal} has come"),
         Event::GateJudged { phase, verdict, .. } => format!("gate of phase {phase} {}", verdict_text(*verdict)),
+        Event::WallClockMoved { ahead_ms } => wall_clock(*ahead_ms),
         Event::PhaseEnded { phase, outcome } => format!("phase {phase} {}", phase_text(*outcome)),
         Event::MilestoneAtRisk { phase } => format!("milestone of phase {phase} is at risk"),
         Event::MilestoneMissed { phase } => format!("milestone of phase {phase} is missed"),
@@ -191,12 +193,18 @@ fn next_after(said: &str, next: &StepNext) -> String {
     }
 }
 
+fn wall_clock(ahead_ms: i64) -> String {
+    let seconds = ahead_ms.unsigned_abs() / 1_000;
+    let way = if ahead_ms < 0 { "behind" } else { "ahead of" };
+    format!("the wall clock is {seconds} s {way} the coordinator's; moments that are waited for go by the wall clock")
+}
+
 fn next_text(next: &StepNext) -> String {
     match next {
         StepNext::Queued { why, .. } if why.is_empty() => "waits for an agent".to_owned(),
         StepNext::Queued { why, .. } => format!("waits: {why}"),
         StepNext::Waiting { signal: Some(signal), .. } => format!("waits for signal {signal}"),
-        StepNext::Waiting { signal: None, wake_at, .. } => format!("waits until {wake_at}"),
+        StepNext::Waiting { signal: None, ends_at, wake_at } => format!("waits until {}", ends_at.unwrap_or(*wake_at)),
         StepNext::Asking { question, .. } => format!("asks: {question}"),
         StepNext::Succeeded => "succeeded".to_owned(),
         StepNext::Failed { reason } => format!("failed: {reason}"),

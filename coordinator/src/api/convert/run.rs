@@ -298,11 +298,14 @@ fn fill_state(shown: &mut pb::Step, run: &Run, step: &Step, planned: &PlannedSte
             }
             pb::step::State::Active
         }
-        StepState::Waiting { signal, wake_at, .. } => {
+        StepState::Waiting { signal, wake_at, ends_at } => {
             shown.next_time = Some(to_time(*wake_at));
             shown.state_reason = match signal {
                 Some(signal) => format!("waits for signal {signal}"),
-                None => "waits for its moment".to_owned(),
+                None => match ends_at.filter(|ends| ends != wake_at) {
+                    Some(moment) => format!("waits for its moment, {moment} by the wall clock"),
+                    None => "waits for its moment".to_owned(),
+                },
             };
             pb::step::State::Waiting
         }

@@ -392,7 +392,7 @@ impl Run {
         Ok(())
     }
 
-    pub(super) fn touch(&mut self, i: usize, touched: &mut Touched) -> &mut Step {
+    pub(in crate::run) fn touch(&mut self, i: usize, touched: &mut Touched) -> &mut Step {
         touched.steps.push(i);
         Arc::make_mut(&mut self.steps[i])
     }

@@ -65,7 +65,8 @@ fn tick_step(run: &Run, i: usize, now: Timestamp) -> Option<Event> {
             Some(_) | None => None,
         },
         StepState::Waiting { signal, ends_at, wake_at } if *wake_at <= now => Some(match (ends_at, signal) {
-            (Some(ends), None) if *ends <= now => Event::StepMoved { step: id(), next: StepNext::Succeeded },
+            // It is woken for nothing else; the end itself may be a moment of another clock.
+            (Some(_), None) => Event::StepMoved { step: id(), next: StepNext::Succeeded },
             (Some(ends), Some(signal)) if *ends <= now => {
                 let next = at.failed_for_good(&format!("signal {signal} has not come in time"));
                 Event::StepMoved { step: id(), next }
@@ -89,6 +90,12 @@ fn tick_step(run: &Run, i: usize, now: Timestamp) -> Option<Event> {
         | StepState::Cancelled
         | StepState::Undone => None,
     }
+}
+
+/// Only who waits for a moment of it goes by the wall clock.
+pub(super) fn follow_wall_clock(run: &Run, ahead_ms: i64) -> Vec<Event> {
+    let moves = run.waits_for_moment() && run.wall_ahead_ms != ahead_ms;
+    if moves { vec![Event::WallClockMoved { ahead_ms }] } else { Vec::new() }
 }
 
 /// A lease ran out: a mark, and nothing more; unless the same at once, somewhere else, does no harm.

@@ -128,7 +128,7 @@ impl<'a> StepAt<'a> {
         };
         let remind_at = timeout::remind_at(self.now);
         let wake_at = match ends_at {
-            Some(ends) if signal.is_none() => ends,
+            Some(ends) if signal.is_none() => self.run.wait_is_over_at(self.planned, ends),
             Some(ends) => ends.min(remind_at),
             None => remind_at,
         };
