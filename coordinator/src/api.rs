@@ -9,6 +9,7 @@ mod door;
 pub mod error;
 mod filter;
 mod get_run;
+mod lease;
 mod milestones;
 mod playbooks;
 mod runs;

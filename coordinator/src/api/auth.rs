@@ -11,6 +11,7 @@ use crate::{
     api::{
         convert::names,
         error::{Reason, refuse, refuse_with},
+        lease::Lease,
         token::{Denied, Principal, Role, Tokens},
     },
     control::Caller,
@@ -68,6 +69,23 @@ pub const METHODS: &[(&str, Access)] = &[
     ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", RoleOrAgent(Viewer)),
 ];
 
+/// The methods of [`METHODS`] whose calls may last: they end with the caller's token.
+pub(super) const LASTING: &[&str] = &[
+    "/muster.v1.RunService/WatchRun",
+    "/muster.v1.RunService/WaitRun",
+    "/muster.v1.RunService/WatchRunLogs",
+    "/muster.v1.MilestoneService/WatchMilestones",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+];
+
+/// Who was let in.
+pub(super) struct Admitted {
+    pub(super) principal: Principal,
+    /// How long that holds; none: as long as the server.
+    pub(super) lease: Option<Lease>,
+}
+
 /// How callers are known.
 #[derive(Debug)]
 pub enum Authority {
@@ -79,17 +97,18 @@ pub enum Authority {
 
 impl Authority {
     /// Who calls, or why nobody may. What was sent is in no message and in no log.
-    pub(super) fn admit(&self, path: &str, access: Access, headers: &HeaderMap) -> Result<Option<Principal>, Status> {
+    pub(super) fn admit(&self, path: &str, access: Access, headers: &HeaderMap) -> Result<Option<Admitted>, Status> {
         let (least, agent) = match access {
             Access::Public => return Ok(None),
             Access::Role(least) => (least, false),
             Access::RoleOrAgent(least) => (least, true),
         };
-        let principal = match self {
-            Self::Nobody => Principal { actor: Actor::from("person/anonymous"), role: Role::Admin },
+        let (principal, good_for) = match self {
+            Self::Nobody => (Principal { actor: Actor::from("person/anonymous"), role: Role::Admin }, None),
             Self::Tokens(tokens) => {
                 let token = bearer(headers)?;
-                tokens.authenticate(token, Timestamp::now()).map_err(denied)?
+                let (principal, good_for) = tokens.admit(token, Timestamp::now()).map_err(denied)?;
+                (principal, Some(good_for))
             }
         };
         let enough = match principal.role {
@@ -97,7 +116,7 @@ impl Authority {
             Role::Viewer | Role::Operator | Role::Admin => principal.role >= least,
         };
         if enough {
-            return Ok(Some(principal));
+            return Ok(Some(Admitted { principal, lease: good_for }));
         }
         Err(refuse_with(
             Reason::RoleTooLow,
@@ -126,7 +145,8 @@ fn bearer(headers: &HeaderMap) -> Result<&str, Status> {
     }
 }
 
-fn denied(why: Denied) -> Status {
+/// What somebody is told whose token is not taken, or no longer.
+pub(super) fn denied(why: Denied) -> Status {
     match why {
         Denied::Invalid => {
             refuse(Reason::TokenInvalid, why.to_string(), "check which coordinator the token was made for")
@@ -172,6 +192,20 @@ mod tests {
             METHODS.iter().map(|(p, _)| (*p).to_owned()).filter(|p| p.starts_with("/muster.")).collect();
         assert_eq!(ours.len(), ours.iter().collect::<BTreeSet<_>>().len());
         assert_eq!(ours.into_iter().collect::<BTreeSet<_>>(), contract);
+    }
+
+    #[test]
+    fn every_stream_of_the_contract_ends_with_its_token() {
+        let set = prost_types::FileDescriptorSet::decode(muster_proto::FILE_DESCRIPTOR_SET).unwrap();
+        for file in &set.file {
+            for service in &file.service {
+                for method in service.method.iter().filter(|m| m.server_streaming() || m.client_streaming()) {
+                    let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                    assert!(LASTING.contains(&path.as_str()), "{path} may outlive its token");
+                }
+            }
+        }
+        assert!(LASTING.iter().all(|path| METHODS.iter().any(|(known, _)| known == path)));
     }
 
     #[test]

@@ -24,8 +24,9 @@ use tonic::{
 
 use crate::{
     api::{
-        auth::{Access, Authority, METHODS},
+        auth::{Access, Authority, LASTING, METHODS},
         error::{Reason, complete, refuse},
+        lease::{self, Lease},
     },
     metrics::{API_DENIED, API_IN_FLIGHT, API_REQUESTS, API_SECONDS, API_WATCHES},
 };
@@ -105,6 +106,7 @@ type Handler = Arc<dyn Fn(Request<Body>) -> BoxFuture<Response<Body>, Infallible
 struct Route {
     path: &'static str,
     access: Access,
+    lasts: bool,
     handler: Handler,
     seconds: Histogram,
     ok: Counter,
@@ -141,6 +143,7 @@ impl DoorBuilder {
                 let route = Route {
                     path,
                     access: *access,
+                    lasts: LASTING.contains(path),
                     handler: Arc::clone(&handler),
                     seconds: histogram!(API_SECONDS, "method" => *path),
                     ok: counter!(API_REQUESTS, "method" => *path, "code" => "OK"),
@@ -176,15 +179,22 @@ impl DoorBuilder {
 }
 
 impl Inner {
-    /// The request with its principal and its deadline, and a place for it.
-    fn admit(&self, route: &Route, request: &mut Request<Body>) -> Result<OwnedSemaphorePermit, Status> {
+    /// The request with its principal, a place for it, and for how long its caller is let in.
+    fn admit(
+        &self,
+        route: &Route,
+        request: &mut Request<Body>,
+    ) -> Result<(OwnedSemaphorePermit, Option<Lease>), Status> {
         let admitted = self.authority.admit(route.path, route.access, request.headers());
-        if let Some(principal) = admitted.inspect_err(|_| counter!(API_DENIED, "method" => route.path).increment(1))? {
-            request.extensions_mut().insert(principal);
+        let mut lease = None;
+        if let Some(admitted) = admitted.inspect_err(|_| counter!(API_DENIED, "method" => route.path).increment(1))? {
+            request.extensions_mut().insert(admitted.principal);
+            lease = admitted.lease.filter(|_| route.lasts);
         }
-        Arc::clone(&self.requests).try_acquire_owned().map_err(|_| {
+        let place = Arc::clone(&self.requests).try_acquire_owned().map_err(|_| {
             refuse(Reason::TooManyRequests, "too many requests are under way", "try again later, and more slowly")
-        })
+        })?;
+        Ok((place, lease))
     }
 
     async fn handle(self: Arc<Self>, mut request: Request<Body>) -> Response<Body> {
@@ -200,9 +210,13 @@ impl Inner {
         let start = Instant::now();
         let response = match self.admit(route, &mut request) {
             Err(status) => status.into_http(),
-            Ok(_place) => {
+            Ok((_place, lease)) => {
                 self.in_flight.increment(1.0);
-                let response = call(route, request, start).await;
+                let call = call(route, request, start);
+                let response = match lease {
+                    None => call.await,
+                    Some(lease) => lease::within(lease, call).await,
+                };
                 self.in_flight.decrement(1.0);
                 response
             }

@@ -16,7 +16,9 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
+use tokio_util::sync::CancellationToken;
 
+use super::lease::Lease;
 use crate::journal::{AppendError, Journal, NewRecord, Position, ReadError, Record, StreamAppend, StreamId};
 
 const STREAM_PREFIX: &str = "principal/";
@@ -178,6 +180,8 @@ struct Entry {
     info: TokenInfo,
     hash: [u8; 32],
     seq: u64,
+    /// Who holds something open with it is told.
+    revoked: CancellationToken,
 }
 
 /// All tokens of a data directory.
@@ -275,6 +279,11 @@ impl Tokens {
 
     /// Who calls. Takes the same time for a wrong secret and for an id that nobody knows.
     pub fn authenticate(&self, token: &str, now: Timestamp) -> Result<Principal, Denied> {
+        self.admit(token, now).map(|(principal, _)| principal)
+    }
+
+    /// As [`Self::authenticate`], and how long that holds.
+    pub(super) fn admit(&self, token: &str, now: Timestamp) -> Result<(Principal, Lease), Denied> {
         let sent = hash(token);
         let table = self.table.read().expect("no holder of this lock panics");
         let entry = token_id(token).and_then(|id| table.get(id));
@@ -287,7 +296,8 @@ impl Tokens {
         if entry.info.expires_at.is_some_and(|at| at <= now) {
             return Err(Denied::Expired);
         }
-        Ok(Principal { actor: entry.info.actor.clone(), role: entry.info.role })
+        let lease = Lease { revoked: entry.revoked.clone(), expires_at: entry.info.expires_at };
+        Ok((Principal { actor: entry.info.actor.clone(), role: entry.info.role }, lease))
     }
 
     /// Journal a secret that was made by [`generate`].
@@ -338,12 +348,14 @@ impl Tokens {
                     revoked_at: None,
                 };
                 // A hash that can't be read matches nothing, since sha256 never gives zeros.
-                table.insert(id, Entry { info, hash: from_hex(&hash).unwrap_or([0; 32]), seq });
+                let hash = from_hex(&hash).unwrap_or([0; 32]);
+                table.insert(id, Entry { info, hash, seq, revoked: CancellationToken::new() });
             }
             PrincipalEvent::TokenRevoked { id } => {
                 if let Some(entry) = table.get_mut(&id) {
                     entry.info.revoked_at.get_or_insert(at);
                     entry.seq = seq;
+                    entry.revoked.cancel();
                 }
             }
         }

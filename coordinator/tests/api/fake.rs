@@ -451,7 +451,10 @@ impl Control for Fake {
         after: u64,
     ) -> Result<Watch<logs::Entry>, ControlError> {
         let page = self.run_logs(namespace, id, filter, after, usize::MAX).await?;
-        Ok(stream::iter(page.entries.into_iter().map(Ok)).boxed())
+        let page = stream::iter(page.entries.into_iter().map(Ok));
+        // It goes on until the run has ended.
+        let ended = self.run(namespace, id).await?.has_ended();
+        Ok(if ended { page.boxed() } else { page.chain(stream::pending()).boxed() })
     }
 
     async fn explain_run(&self, namespace: &Namespace, id: &RunId) -> Result<Vec<Explanation>, ControlError> {

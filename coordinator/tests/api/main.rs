@@ -14,6 +14,8 @@ mod fake;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
+mod lease;
+#[cfg(test)]
 mod logs;
 #[cfg(test)]
 mod methods;

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use muster_bus::testkit::NatsServer;
 use muster_integration_tests::{
-    process::wait_for,
+    process::{Process, binary, wait_for},
     system::{SOON, path},
 };
 
@@ -79,7 +79,25 @@ pub(crate) fn token_leaked(scene: &str) -> Result<()> {
     let leaked = stage.file("leaked.token");
     let old = ["run", "list", "--token-file", path(&leaked)?];
     ensure!(stage.system.cli(&old)?.status.success(), "the token is good at first");
+    let playbook = stage.system.submit(
+        "apiVersion: muster.dev/v1\nkind: Playbook\nmetadata: {name: waits, owner: ops}\nspec: {phases: [{id: all, steps: [{id: w, wait: {signal: go}}]}]}\n",
+    )?;
+    let run = stage.system.start_run(&playbook)?;
+    let calls: [&[&str]; 3] = [&["run", "watch", &run], &["run", "logs", &run, "-f"], &["run", "wait", &run]];
+    let mut open = Vec::new();
+    for call in calls {
+        let mut command = std::process::Command::new(binary("muster", "muster"));
+        stage.system.environment(&mut command);
+        command.args(call).args(["--token-file", path(&leaked)?]);
+        open.push(Process::start(&call[..2].join("-"), stage.system.dir.path(), &mut command)?);
+    }
+    wait_for("all three are open", SOON, || Ok(stage.metrics()?.contains("muster_api_watches 3").then_some(())))?;
     stage.next()?;
+    for (call, process) in calls.iter().zip(&mut open) {
+        wait_for(&format!("{call:?} ends"), SOON, || Ok((!process.is_running()).then_some(())))?;
+        let log = std::fs::read_to_string(stage.file(&format!("{}.log", call[..2].join("-"))))?;
+        ensure!(log.contains("TOKEN_REVOKED"), "{call:?}: {log}");
+    }
     let refused = stage.system.cli(&old)?;
     ensure!(String::from_utf8_lossy(&refused.stderr).contains("TOKEN_REVOKED"), "{refused:?}");
     stage.next()?;
