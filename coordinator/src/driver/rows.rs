@@ -44,7 +44,7 @@ pub(super) fn most_urgent(all: impl IntoIterator<Item = Explanation>) -> Option<
 
 /// What a passive run waits for: it says the same at any time.
 pub(super) fn waiting_of(run: &Run) -> Option<MostUrgent> {
-    run.passive_until()?;
+    run.rest()?;
     most_urgent(run.explain(run.updated_at).into_iter().map(Explanation::from))
 }
 
