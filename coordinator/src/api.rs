@@ -5,6 +5,7 @@ pub mod auth;
 mod bootstrap;
 mod connections;
 pub mod convert;
+mod coordinator;
 mod door;
 pub mod error;
 mod filter;

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use futures_util::Stream;
 use jiff::Timestamp;
 use muster_engine::{
-    ids::{Actor, AgentName, Digest, Namespace, RunId, StepId},
+    ids::{Actor, AgentName, AttemptNumber, Digest, Namespace, RunId, StepId},
     plan::Plan,
     run::{
         Command, Run, Waiting, WaitsOn,
@@ -314,6 +314,45 @@ pub struct AgentView {
     pub software: String,
 }
 
+/// What a coordinator does, and what is at work.
+#[derive(Clone, Debug)]
+pub struct CoordinatorView {
+    /// The data directory's id.
+    pub cluster: String,
+    /// Who drains it; none: it serves.
+    pub drain: Option<DrainView>,
+    /// How many attempts are unconfirmed.
+    pub at_work_count: usize,
+    /// The oldest of them.
+    pub at_work: Vec<AtWork>,
+}
+
+/// Who drains a coordinator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DrainView {
+    /// Who.
+    pub by: Actor,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// An attempt that could be at work right now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AtWork {
+    /// Of which namespace.
+    pub namespace: Namespace,
+    /// Of which run.
+    pub run: RunId,
+    /// Of which step.
+    pub step: StepId,
+    /// Its number.
+    pub attempt: AttemptNumber,
+    /// Who has it.
+    pub agent: AgentName,
+    /// When it was assigned.
+    pub since: Timestamp,
+}
+
 /// Something that waits: for what, on whom, since when, what happens next and when.
 #[derive(Clone, Debug)]
 pub struct Explanation {
@@ -486,4 +525,12 @@ pub trait Control: Send + Sync + 'static {
         name: &AgentName,
         caller: &Caller,
     ) -> Result<AgentView, ControlError>;
+
+    /// What the coordinator does, and what is at work.
+    fn coordinator(&self) -> CoordinatorView;
+    /// Begin nothing new: no run is started and no attempt assigned once this is answered, until [`Self::resume_coordinator`] or
+    /// another process.
+    async fn drain_coordinator(&self, caller: &Caller) -> Result<CoordinatorView, ControlError>;
+    /// Give out work again.
+    async fn resume_coordinator(&self, caller: &Caller) -> Result<CoordinatorView, ControlError>;
 }

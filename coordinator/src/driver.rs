@@ -13,6 +13,7 @@ mod clock;
 mod control;
 mod convert;
 mod dispatch;
+mod drain;
 pub(crate) mod entry;
 mod errors;
 mod explain;
@@ -53,6 +54,7 @@ use tracing::{error, info, warn};
 
 pub use self::{alone::answer_alone, clock::Clock, new_life::NewLifeError, retention::Retention};
 use self::{
+    drain::Drain,
     entry::{Message, RunEntry},
     figures::Figures,
     intake::{Intake, Unreadable},
@@ -304,6 +306,7 @@ pub(crate) struct Shared {
     projector: Projector,
     quarantine: Quarantine,
     outage: Outage,
+    drain: Drain,
     planning: Planning,
     milestones: broadcast::Sender<(Namespace, MilestoneView)>,
     figures: Figures,
@@ -338,6 +341,7 @@ impl Shared {
             projector: Projector::new(),
             quarantine: Quarantine::default(),
             outage: Outage::default(),
+            drain: Drain::default(),
             planning: Planning::default(),
             milestones: broadcast::Sender::new(MILESTONE_BACKLOG),
             figures: Figures::new(),

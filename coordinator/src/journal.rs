@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::oneshot;
 
-/// A stream of records: `run/{id}`, `agent/{name}`, `playbook/{namespace}/{name}`, `key/{id}`, `principal/{id}`, `gate/{id}`.
+/// A stream of records: `run/{id}`, `agent/{name}`, `playbook/{namespace}/{name}`, `key/{id}`, `principal/{id}`, `gate/{id}`,
+/// `clock/wall`, `coordinator/drain`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct StreamId(pub Arc<str>);

@@ -34,6 +34,8 @@ pub const RUNS_PASSIVE: &str = "muster_runs_passive";
 pub const OWNERS_REMINDED: &str = "muster_owner_reminders_total";
 /// Whether NATS can be reached: 1 or 0.
 pub const BUS_CONNECTED: &str = "muster_bus_connected";
+/// Whether the coordinator drains: 1 or 0.
+pub const DRAINING: &str = "muster_draining";
 /// Steps that wait for an agent.
 pub const STEPS_WAITING: &str = "muster_steps_waiting";
 /// Agents that answer.
@@ -86,6 +88,7 @@ fn describe() {
     describe_gauge!(RUNS_PASSIVE, "Runs that wait for nothing but time and people, and are not in memory");
     describe_counter!(OWNERS_REMINDED, "Reminders that something waits for a person or an agent");
     describe_gauge!(BUS_CONNECTED, "Whether NATS can be reached: 1 or 0");
+    describe_gauge!(DRAINING, "Whether the coordinator drains, and begins nothing new: 1 or 0");
     describe_gauge!(STEPS_WAITING, "Steps that wait for an agent");
     describe_gauge!(AGENTS_ALIVE, "Agents that answer");
     describe_counter!(AGENTS_LOST, "Leases of agents that have run out");

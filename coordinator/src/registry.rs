@@ -380,6 +380,11 @@ impl Registry {
         self.lock().table.place(run, step, wish)
     }
 
+    /// See [`Table::hold`].
+    pub(crate) fn hold_seats(&self, held: bool) {
+        self.lock().table.hold(held);
+    }
+
     /// See [`Table::release`].
     pub(crate) fn release(&self, run: &RunEntry, step: usize) {
         self.lock().table.release(run, step);

@@ -17,7 +17,8 @@ pub(crate) use run::{
     UntilArgs,
 };
 pub(crate) use server::{
-    AgentCommand, AgentRunArgs, DevArgs, DoctorArgs, JournalArgs, JournalCommand, LogFormat, Role, ServeArgs,
+    AgentCommand, AgentRunArgs, CoordinatorCommand, DevArgs, DoctorArgs, JournalArgs, JournalCommand, LogFormat, Role,
+    ServeArgs,
 };
 
 /// Muster drives infrastructure remediation and deployment: playbooks in, milestones out.
@@ -97,6 +98,9 @@ pub(crate) enum Command {
     /// Agents: run one, list them, drain one.
     #[command(subcommand)]
     Agent(AgentCommand),
+    /// The coordinator: let it begin nothing new, see what is at work.
+    #[command(subcommand)]
+    Coordinator(CoordinatorCommand),
     /// Playbooks: submit, lint, plan, list.
     #[command(subcommand)]
     Playbook(PlaybookCommand),

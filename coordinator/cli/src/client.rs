@@ -8,9 +8,9 @@ use std::{
 };
 
 use muster_proto::v1::{
-    agent_service_client::AgentServiceClient, milestone_service_client::MilestoneServiceClient,
-    playbook_service_client::PlaybookServiceClient, run_service_client::RunServiceClient,
-    token_service_client::TokenServiceClient,
+    agent_service_client::AgentServiceClient, coordinator_service_client::CoordinatorServiceClient,
+    milestone_service_client::MilestoneServiceClient, playbook_service_client::PlaybookServiceClient,
+    run_service_client::RunServiceClient, token_service_client::TokenServiceClient,
 };
 use rustls::CertificateError;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -87,6 +87,11 @@ impl Client {
     /// Agents.
     pub(crate) fn agents(&self) -> AgentServiceClient<Service> {
         AgentServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    /// The coordinator itself.
+    pub(crate) fn coordinator(&self) -> CoordinatorServiceClient<Service> {
+        CoordinatorServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 
     /// Milestones.

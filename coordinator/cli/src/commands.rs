@@ -20,6 +20,7 @@ use crate::{
 mod agent;
 mod agent_run;
 mod bench;
+mod coordinator;
 mod dev;
 mod doctor;
 mod follow;
@@ -75,6 +76,7 @@ fn settings(cli: &Cli) -> Result<Settings> {
         Command::Doctor(args) => typed.doctor(args),
         Command::Dev(_)
         | Command::Agent(_)
+        | Command::Coordinator(_)
         | Command::Playbook(_)
         | Command::Run(_)
         | Command::Step(_)
@@ -98,6 +100,7 @@ fn run(app: App, command: Command) -> Result<Exit> {
             Command::Dev(args) => Box::pin(dev::run(&app, args)).await,
             Command::Serve(args) => Box::pin(serve::run(&app, args.accept_loss)).await,
             Command::Agent(command) => agent::run(&app, command).await,
+            Command::Coordinator(command) => coordinator::run(&app, command).await,
             Command::Playbook(command) => playbook::run(&app, command).await,
             Command::Run(command) => run::run(&app, command).await,
             Command::Step(command) => step::run(&app, command).await,

@@ -24,6 +24,8 @@ words! {
     purpose(v1::attempt::Purpose) strips "PURPOSE_";
     /// Where an agent is.
     agent_state(v1::agent::State) strips "STATE_";
+    /// What a coordinator does.
+    coordinator_state(v1::coordinator::State) strips "STATE_";
     /// Where a milestone is.
     milestone_state(v1::milestone::State) strips "STATE_";
     /// A gate's judgement.

@@ -190,6 +190,22 @@ fn a_walk_back_that_leaves_something_says_what_and_why() {
 }
 
 #[test]
+fn a_coordinator_is_drained() {
+    let mut session = session();
+    let server = Server::dev(&mut session);
+    let run = session.start(&["run", "start", "stuck.yaml"]);
+    session.run(&["coordinator", "get"]);
+    session.run(&["coordinator", "drain"]);
+    session.run(&["run", "start", "stuck.yaml"]);
+    session.run(&["run", "explain", &run]);
+    session.run(&["coordinator", "drain", "--wait", "--timeout", "1s"]);
+    session.run(&["coordinator", "resume", "-o", "json"]);
+    session.run(&["run", "cancel", &run, "--reason", "seen", "--force"]);
+    session.check("drained_coordinator");
+    server.stop();
+}
+
+#[test]
 fn agents_and_tokens() {
     let mut session = session();
     let server = Server::dev(&mut session);

@@ -5,9 +5,9 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use axum::{Router, routing::get};
 use metrics_exporter_prometheus::PrometheusHandle;
 use muster_proto::v1::{
-    agent_service_server::AgentServiceServer, milestone_service_server::MilestoneServiceServer,
-    playbook_service_server::PlaybookServiceServer, run_service_server::RunServiceServer,
-    token_service_server::TokenServiceServer,
+    agent_service_server::AgentServiceServer, coordinator_service_server::CoordinatorServiceServer,
+    milestone_service_server::MilestoneServiceServer, playbook_service_server::PlaybookServiceServer,
+    run_service_server::RunServiceServer, token_service_server::TokenServiceServer,
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,7 @@ use crate::{
         agents::Agents,
         auth::Authority,
         connections::limited,
+        coordinator::CoordinatorApi,
         door::{Door, DoorBuilder, Gate, Limits},
         get_run::GetRun,
         milestones::Milestones,
@@ -215,7 +216,7 @@ const REFLECTION_V1: &str = "grpc.reflection.v1.ServerReflection";
 const REFLECTION_V1ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
 
 /// What health knows: every service of ours, and the empty name for the whole.
-fn served() -> [&'static str; 6] {
+fn served() -> [&'static str; 7] {
     [
         "",
         PlaybookServiceServer::<Playbooks>::NAME,
@@ -223,6 +224,7 @@ fn served() -> [&'static str; 6] {
         AgentServiceServer::<Agents>::NAME,
         MilestoneServiceServer::<Milestones>::NAME,
         TokenServiceServer::<TokensApi>::NAME,
+        CoordinatorServiceServer::<CoordinatorApi>::NAME,
     ]
 }
 
@@ -237,6 +239,8 @@ fn services(
     let playbooks = PlaybookServiceServer::new(Playbooks::new(Arc::clone(&control))).max_decoding_message_size(bytes);
     let runs = RunServiceServer::new(Runs::new(Arc::clone(&control), gate.clone())).max_decoding_message_size(bytes);
     let agents = AgentServiceServer::new(Agents::new(Arc::clone(&control))).max_decoding_message_size(bytes);
+    let coordinator =
+        CoordinatorServiceServer::new(CoordinatorApi::new(Arc::clone(&control))).max_decoding_message_size(bytes);
     let milestones =
         MilestoneServiceServer::new(Milestones::new(control, gate.clone())).max_decoding_message_size(bytes);
     let tokens = TokenServiceServer::new(TokensApi::new(tokens)).max_decoding_message_size(bytes);
@@ -249,6 +253,7 @@ fn services(
         .add(AgentServiceServer::<Agents>::NAME, agents)
         .add(MilestoneServiceServer::<Milestones>::NAME, milestones)
         .add(TokenServiceServer::<TokensApi>::NAME, tokens)
+        .add(CoordinatorServiceServer::<CoordinatorApi>::NAME, coordinator)
         .add(REFLECTION_V1, v1)
         .add(REFLECTION_V1ALPHA, v1alpha))
 }

@@ -27,8 +27,8 @@ use super::{
 };
 use crate::{
     control::{
-        AgentView, Caller, Control, ControlError, Explanation, MilestoneView, Page, Planned, PlaybookRevision,
-        PlaybookSource, RunChange, RunEvent, RunFilter, RunSummary, Watch,
+        AgentView, Caller, Control, ControlError, CoordinatorView, Explanation, MilestoneView, Page, Planned,
+        PlaybookRevision, PlaybookSource, RunChange, RunEvent, RunFilter, RunSummary, Watch,
     },
     journal::AppendError,
     logs,
@@ -321,6 +321,18 @@ impl Control for Coordinator {
                 Ok(known)
             }
         }
+    }
+
+    fn coordinator(&self) -> CoordinatorView {
+        self.shared.coordinator()
+    }
+
+    async fn drain_coordinator(&self, caller: &Caller) -> Result<CoordinatorView, ControlError> {
+        self.shared.set_draining(true, caller).await
+    }
+
+    async fn resume_coordinator(&self, caller: &Caller) -> Result<CoordinatorView, ControlError> {
+        self.shared.set_draining(false, caller).await
     }
 }
 

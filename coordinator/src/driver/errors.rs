@@ -7,7 +7,7 @@ use muster_engine::{
 };
 
 use crate::{
-    control::{ControlError, ControlErrorKind},
+    control::{ControlError, ControlErrorKind, DrainView},
     journal::{AppendError, ReadError},
     logs::PageError,
     store::StoreError,
@@ -75,6 +75,11 @@ pub(super) fn quarantined(id: &RunId, why: &str) -> ControlError {
 pub(super) fn stopping() -> ControlError {
     let hint = "ask again once it is back";
     error(ControlErrorKind::Unavailable, "COORDINATOR_STOPPING", "the coordinator is stopping", hint)
+}
+
+pub(super) fn draining(drain: &DrainView) -> ControlError {
+    let hint = "start it again once somebody has ended that: muster coordinator resume";
+    error(ControlErrorKind::Unavailable, "COORDINATOR_DRAINING", drain.why(), hint)
 }
 
 pub(super) fn busy(id: &RunId) -> ControlError {

@@ -62,12 +62,28 @@ impl Shared {
         let Some(run) = view.run else { return Vec::new() };
         let mut reasons = Vec::new();
         let connected = self.outage.since().is_none();
+        let drain = self.drain.now();
         for one in run.outstanding(now).into_iter().filter(|_| connected) {
             if let Outstanding::Place(place) = one {
                 let step = place.step.clone();
-                reasons.push((step, self.registry.why_not(&run.namespace, &Wish::of(place))));
+                let why = match &drain {
+                    Some(drain) => drain.why(),
+                    None => self.registry.why_not(&run.namespace, &Wish::of(place)),
+                };
+                reasons.push((step, why));
             }
         }
+        let drained = drain.filter(|_| !reasons.is_empty()).map(|drain| Explanation {
+            subject: "run".to_owned(),
+            waits_for: format!("its coordinator, which {} is draining", drain.by),
+            on_whom: drain.by.to_string(),
+            on: WaitsOn::Person,
+            since: drain.since,
+            next_action: "nothing new is given out until somebody ends that, or the coordinator is started again"
+                .to_owned(),
+            next_at: None,
+            hint: "muster coordinator resume".to_owned(),
+        });
         let waiting = run.explain(now).into_iter().map(|w| {
             let reason = match &w.subject {
                 WaitingSubject::Step(step) => reasons.iter().find(|(of, _)| of == step).map(|(_, why)| why),
@@ -77,7 +93,7 @@ impl Shared {
             let explained = Explanation::from(w);
             Explanation { waits_for: said.unwrap_or_else(|| explained.waits_for.clone()), ..explained }
         });
-        waiting.collect()
+        drained.into_iter().chain(waiting).collect()
     }
 
     /// On what kind of party a listed run waits most urgently.
@@ -90,7 +106,11 @@ impl Shared {
         if view.quarantine.is_some() || self.outage.since().is_some() {
             return Some(WaitsOn::Person);
         }
-        view.run?.explain(self.clock.now()).into_iter().map(|one| one.on).min()
+        let run = view.run?;
+        if self.is_held_by_drain(&run) {
+            return Some(WaitsOn::Person);
+        }
+        run.explain(self.clock.now()).into_iter().map(|one| one.on).min()
     }
 }
 

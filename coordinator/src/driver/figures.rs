@@ -8,8 +8,8 @@ use muster_engine::run::{
 
 use super::Shared;
 use crate::metrics::{
-    AGENTS_ALIVE, AGENTS_LOST, APPEND_SECONDS, ATTEMPTS_ASSIGNED, ATTEMPTS_ENDED, OWNERS_REMINDED, RUNS_ENDED,
-    RUNS_IN_MEMORY, RUNS_PASSIVE, RUNS_QUARANTINED, RUNS_STARTED, STEPS_WAITING,
+    AGENTS_ALIVE, AGENTS_LOST, APPEND_SECONDS, ATTEMPTS_ASSIGNED, ATTEMPTS_ENDED, DRAINING, OWNERS_REMINDED,
+    RUNS_ENDED, RUNS_IN_MEMORY, RUNS_PASSIVE, RUNS_QUARANTINED, RUNS_STARTED, STEPS_WAITING,
 };
 
 /// Handles of what is counted on the hot path, looked up once. Made after the recorder is installed.
@@ -29,6 +29,7 @@ impl Figures {
         let outcome = |outcome: &'static str| counter!(RUNS_ENDED, "outcome" => outcome);
         // An alert on a figure that is not there before it is bad would miss the first time.
         gauge!(RUNS_QUARANTINED).set(0);
+        gauge!(DRAINING).set(0);
         counter!(AGENTS_LOST).increment(0);
         Self {
             assigned: ["run", "probe", "verify", "undo"].map(assigned),

@@ -71,7 +71,8 @@ impl Shared {
         connected
     }
 
-    fn look_at_all(&self) {
+    /// What was held back may go on.
+    pub(super) fn look_at_all(&self) {
         self.outage.held_back.store(false, Ordering::SeqCst);
         for entry in self.runs.all() {
             entry.look_again();

@@ -321,6 +321,12 @@ impl RunTask {
             }
             let step = place.step.clone();
             let Some(seat) = self.shared.registry.place(&self.entry, index, Wish::of(place)) else { continue };
+            if turn.pass.is_none() {
+                turn.pass = self.shared.drain.try_pass();
+            }
+            if turn.pass.is_none() {
+                continue;
+            }
             let before = turn.run().seq;
             let command =
                 Command::Assign { step, agent: seat.agent, instance: seat.instance, host: seat.host, dispatch_until };

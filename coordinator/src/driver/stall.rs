@@ -17,7 +17,9 @@ use crate::journal::AppendError;
 impl RunTask {
     /// The append failed: nothing has happened, or everything, and the journal knows. Go on from what it says.
     pub(super) async fn give_up(&mut self, turn: Turn, failed: AppendError) -> Flow {
-        let Turn { answers, again, .. } = turn;
+        // Whether something has begun, the journal says once it stands: a drain need not wait for that.
+        let Turn { answers, again, pass, .. } = turn;
+        drop(pass);
         for pending in answers {
             match pending {
                 Pending::Report(to, _) => {

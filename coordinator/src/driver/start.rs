@@ -26,6 +26,14 @@ impl RunTask {
         request: Request,
         answer: Answer,
     ) {
+        let pass = match shared.drain.pass().await {
+            Ok(pass) => pass,
+            Err(drain) => {
+                shared.runs.remove(&entry);
+                let _ = answer.send(Err(errors::draining(&drain)));
+                return;
+            }
+        };
         let now = shared.clock.now();
         let mut turn = match Turn::begin(started, &request.actor, now) {
             Ok(turn) => turn,
@@ -37,6 +45,7 @@ impl RunTask {
         };
         let run = Arc::new(turn.run().clone());
         let mut task = Self::new(&shared, &entry, inbox, run);
+        turn.pass = Some(pass);
         turn.requests.extend(request.append(turn.now, Some(&entry.id)));
         task.place(&mut turn, true);
         task.follow_wall_clock(&mut turn);

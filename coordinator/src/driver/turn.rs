@@ -11,7 +11,10 @@ use muster_engine::{
 };
 use serde_json::value::to_raw_value;
 
-use super::entry::{Answer, Message};
+use super::{
+    drain::Pass,
+    entry::{Answer, Message},
+};
 use crate::{
     control::ControlError,
     journal::{NewRecord, StreamAppend, StreamId},
@@ -32,6 +35,8 @@ pub(super) struct Turn {
     pub(super) answers: Vec<Pending>,
     /// To be said again if the append fails.
     pub(super) again: Vec<Message>,
+    /// While attempts are assigned, or a run is started: nobody drains meanwhile.
+    pub(super) pass: Option<Pass>,
     /// A decision did not fit the state: nothing of the turn may be appended.
     pub(super) broken: Option<String>,
 }
@@ -65,6 +70,7 @@ impl Turn {
             requests: Vec::new(),
             answers: Vec::new(),
             again: Vec::new(),
+            pass: None,
             broken: None,
         }
     }

@@ -93,6 +93,8 @@ pub(crate) struct Table {
     roles: HashMap<RoleKey, Role>,
     seats: HashMap<StepKey, InstanceId>,
     waiters: HashMap<StepKey, RoleKey>,
+    /// No seat is given.
+    held: bool,
 }
 
 struct Instance {
@@ -134,7 +136,7 @@ impl Table {
         }
         let role_key = (run.namespace.clone(), wish.selector.role.clone());
         let role = self.roles.entry(role_key.clone()).or_default();
-        let count = role.instances.len();
+        let count = if self.held { 0 } else { role.instances.len() };
         for offset in 0..count {
             let at = (role.cursor + offset) % count;
             let id = role.instances[at].clone();
@@ -168,6 +170,15 @@ impl Table {
             }
         } else if let Some(role) = self.waiters.remove(&key).and_then(|role| self.roles.get_mut(&role)) {
             role.leave(key);
+        }
+    }
+
+    /// Give no seat, reserve none; or again, to those first who wait the longest.
+    pub(crate) fn hold(&mut self, held: bool) {
+        self.held = held;
+        let ids: Vec<InstanceId> = self.instances.keys().cloned().collect();
+        for id in &ids {
+            self.grant(id);
         }
     }
 
@@ -237,7 +248,7 @@ impl Table {
     /// Reserve the free slots of an instance for those who wait for them, and poke their runs.
     fn grant(&mut self, id: &InstanceId) {
         let Some(instance) = self.instances.get_mut(id) else { return };
-        if instance.availability != Availability::Open || !instance.has_room() {
+        if self.held || instance.availability != Availability::Open || !instance.has_room() {
             return;
         }
         let Some(offer) = &instance.offer else { return };

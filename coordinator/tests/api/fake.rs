@@ -14,9 +14,9 @@ use futures_util::{StreamExt as _, stream};
 use jiff::{SignedDuration, Timestamp};
 use muster_coordinator::{
     control::{
-        AgentView, Caller, Control, ControlError, ControlErrorKind as Kind, Explanation, MilestoneView, MostUrgent,
-        Page, Planned, PlaybookRevision, PlaybookSource, RunChange, RunEvent, RunFilter, RunSummary, Watch, run_state,
-        state_reason,
+        AgentView, Caller, Control, ControlError, ControlErrorKind as Kind, CoordinatorView, DrainView, Explanation,
+        MilestoneView, MostUrgent, Page, Planned, PlaybookRevision, PlaybookSource, RunChange, RunEvent, RunFilter,
+        RunSummary, Watch, run_state, state_reason,
     },
     logs,
 };
@@ -61,6 +61,7 @@ struct State {
     quarantine: BTreeMap<RunId, Arc<str>>,
     logs: BTreeMap<RunId, Vec<logs::Entry>>,
     flood: bool,
+    drain: Option<DrainView>,
 }
 
 struct Held {
@@ -545,5 +546,26 @@ impl Control for Fake {
         }
         self.state.lock().unwrap().agents.remove(name);
         Ok(agent)
+    }
+
+    fn coordinator(&self) -> CoordinatorView {
+        let state = self.state.lock().unwrap();
+        CoordinatorView {
+            cluster: "fake".to_owned(),
+            drain: state.drain.clone(),
+            at_work_count: 0,
+            at_work: Vec::new(),
+        }
+    }
+
+    async fn drain_coordinator(&self, caller: &Caller) -> Result<CoordinatorView, ControlError> {
+        let drain = DrainView { by: caller.actor.clone(), since: Timestamp::UNIX_EPOCH };
+        self.state.lock().unwrap().drain.get_or_insert(drain);
+        Ok(self.coordinator())
+    }
+
+    async fn resume_coordinator(&self, _: &Caller) -> Result<CoordinatorView, ControlError> {
+        self.state.lock().unwrap().drain = None;
+        Ok(self.coordinator())
     }
 }

@@ -18,9 +18,9 @@ use muster_engine::{
     },
 };
 use muster_proto::v1::{
-    self as pb, agent_service_client::AgentServiceClient, milestone_service_client::MilestoneServiceClient,
-    playbook_service_client::PlaybookServiceClient, run_service_client::RunServiceClient,
-    token_service_client::TokenServiceClient,
+    self as pb, agent_service_client::AgentServiceClient, coordinator_service_client::CoordinatorServiceClient,
+    milestone_service_client::MilestoneServiceClient, playbook_service_client::PlaybookServiceClient,
+    run_service_client::RunServiceClient, token_service_client::TokenServiceClient,
 };
 use secrecy::ExposeSecret as _;
 use serde_json::json;
@@ -153,6 +153,10 @@ impl Served {
 
     pub(crate) async fn token_service(&self) -> TokenServiceClient<Authed> {
         TokenServiceClient::new(self.bearer(Role::Admin).await)
+    }
+
+    pub(crate) async fn coordinator(&self) -> CoordinatorServiceClient<Authed> {
+        CoordinatorServiceClient::new(self.bearer(Role::Admin).await)
     }
 
     /// A started run of these lines.

@@ -406,6 +406,24 @@ async fn agents_are_listed_and_drained() {
 }
 
 #[tokio::test]
+async fn a_coordinator_is_drained_and_serves_again() {
+    use pb::coordinator::State;
+    let served: Served = served().await;
+    let mut client = served.coordinator().await;
+    let now = client.get_coordinator(pb::GetCoordinatorRequest {}).await.unwrap().into_inner();
+    assert_eq!((now.state(), now.cluster.as_str(), now.drain_time), (State::Serving, "fake", None));
+    let drained = client.drain_coordinator(pb::DrainCoordinatorRequest::default()).await.unwrap().into_inner();
+    assert_eq!((drained.state(), drained.drain_time.is_some()), (State::Draining, true));
+    assert!(drained.drainer.starts_with("person/"), "{drained:?}");
+    let now = client.get_coordinator(pb::GetCoordinatorRequest {}).await.unwrap().into_inner();
+    assert_eq!(now, drained);
+    let resumed = client.resume_coordinator(pb::ResumeCoordinatorRequest::default()).await.unwrap().into_inner();
+    assert_eq!((resumed.state(), resumed.drainer.as_str()), (State::Serving, ""));
+    let bad = pb::DrainCoordinatorRequest { request_id: "7".to_owned() };
+    assert_eq!(client.drain_coordinator(bad).await.unwrap_err().code(), tonic::Code::InvalidArgument);
+}
+
+#[tokio::test]
 async fn a_page_of_agents_that_say_much_ends_early_and_goes_on() {
     let served: Served = served().await;
     for n in 0..8 {

@@ -134,6 +134,10 @@ impl House {
     pub(crate) async fn agent(&self, name: &str) -> Agent {
         Agent::start(Arc::clone(&self.bus), name, "i1", |_| {}).await
     }
+
+    pub(crate) async fn agent_with_slots(&self, name: &str, slots: u32) -> Agent {
+        Agent::start(Arc::clone(&self.bus), name, "i1", |register| register.slots = slots).await
+    }
 }
 
 /// A life of the journal: a new one begins when records were lost.

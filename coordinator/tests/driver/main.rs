@@ -4,6 +4,7 @@
 mod agents;
 mod crowd;
 mod disk;
+mod drain;
 mod harness;
 mod listed;
 mod logs;

@@ -70,6 +70,25 @@ pub(crate) fn rolling_upgrade(scene: &str) -> Result<()> {
     stage.end()
 }
 
+pub(crate) fn maintenance(scene: &str) -> Result<()> {
+    let mut stage = Stage::open(scene)?;
+    stage.agent("infra-1")?;
+    stage.run_at_work()?;
+    stage.next()?;
+    stage.ends_with(1)?;
+    stage.ends_with(4)?;
+    wait_for("the figure is there", SOON, || Ok(stage.metrics()?.contains("\nmuster_draining 1").then_some(())))?;
+    stage.finish_work()?;
+    stage.next()?;
+    let pid = stage.system.coordinator.as_ref().context("it runs")?.pid().to_string();
+    stage.set("COORDINATOR_PID", &pid);
+    stage.next()?;
+    stage.ended()?;
+    stage.serve()?;
+    stage.next()?;
+    stage.end()
+}
+
 pub(crate) fn token_leaked(scene: &str) -> Result<()> {
     let mut stage = Stage::open(scene)?;
     let token = stage.system.json(&["token", "create", "person/dba-1", "--role", "operator"])?;

@@ -31,6 +31,7 @@ scenes! {
     runs::alerts,
     agents::agent_lost,
     agents::nats_gone,
+    agents::maintenance,
     agents::rolling_upgrade,
     agents::token_leaked,
     agents::nats_key_leaked,

@@ -199,6 +199,23 @@ pub(crate) enum AgentCommand {
     },
 }
 
+/// The coordinator.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CoordinatorCommand {
+    /// Print whether it drains, by whom and since when, and what is at work.
+    Get,
+    /// Begin nothing new: runs can't be started, and no attempt is given to an agent; what is at work ends.
+    ///
+    /// It lasts until `resume`, or until the coordinator is started again.
+    Drain {
+        /// Wait until nothing is at work; --timeout bounds that.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Give out work again.
+    Resume,
+}
+
 /// `agent run`
 #[derive(Debug, Default, Args, Serialize)]
 pub(crate) struct AgentRunArgs {
