@@ -22,6 +22,9 @@ use serde_json::Value;
 
 use crate::logs;
 
+/// Most that may come with a signal.
+pub const MAX_SIGNAL_BYTES: usize = 64 * 1024;
+
 /// Who asks, and how to know the same question again.
 #[derive(Clone, Debug)]
 pub struct Caller {

@@ -35,6 +35,7 @@ mod retention;
 mod rows;
 mod run_task;
 mod runs;
+mod signal;
 mod stall;
 mod start;
 mod timers;
@@ -86,6 +87,9 @@ const STOP_TRY: Duration = Duration::from_millis(500);
 
 /// Registrations, and reports to runs that are not in memory, that are worked on at once.
 const SLOW_INTAKE: usize = 256;
+
+/// Signals of outsiders that are worked on at once: they do not take the room of agents.
+const SIGNAL_INTAKE: usize = 64;
 
 /// Who does what nobody asked for.
 const OURS: &str = "muster";
@@ -313,6 +317,8 @@ pub(crate) struct Shared {
     unreadable: Unreadable,
     /// What has to be looked up or journalled for an agent's message, at once; the rest is asked to come again.
     slow_intake: Arc<Semaphore>,
+    /// The same for signals.
+    signal_intake: Arc<Semaphore>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -347,6 +353,7 @@ impl Shared {
             figures: Figures::new(),
             unreadable: Unreadable::default(),
             slow_intake: Arc::new(Semaphore::new(SLOW_INTAKE)),
+            signal_intake: Arc::new(Semaphore::new(SIGNAL_INTAKE)),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         }

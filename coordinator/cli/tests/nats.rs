@@ -66,6 +66,9 @@ fn keys_are_added_kept_renewed_and_removed() {
     ]);
     assert_eq!(seed(&session, "infra-3"), None);
     session.run(&["nats", "config", "--out", "keys"]);
+    session.run(&["nats", "config", "--out", "keys", "--signaller", "ci", "--reader", "tickets"]);
+    session.run(&["nats", "config", "--out", "keys", "--remove", "ci", "--renew", "tickets"]);
+    assert_eq!(seed(&session, "ci"), None);
     session.check("nats_config");
 }
 
@@ -94,6 +97,8 @@ fn what_can_not_be_written_is_said_and_nothing_is() {
     assert!(!session.folder(".").join("keys").exists());
     session.quietly(&["nats", "config", "--out", "keys", "--agent", "infra-1"]);
     session.run(&["nats", "config", "--out", "keys", "--namespace", "blue", "--agent", "infra-1"]);
+    session.run(&["nats", "config", "--out", "keys", "--signaller", "infra-1"]);
+    session.run(&["nats", "config", "--out", "keys", "--signaller", "ci", "--reader", "ci"]);
     session
         .write("keys/users.toml", "listen = '127.0.0.1:4222'\n[agents.infra-1]\nnamespace = 'default'\nkey = 'U\"'\n");
     session.run(&["nats", "config", "--out", "keys"]);

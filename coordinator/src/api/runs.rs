@@ -28,13 +28,11 @@ use crate::{
         playbooks::inputs,
         watch::respond,
     },
-    control::{Caller, Control, ControlError, ControlErrorKind, Explanation, run_state},
+    control::{Caller, Control, ControlError, ControlErrorKind, Explanation, MAX_SIGNAL_BYTES, run_state},
 };
 
 /// Longest wait of one `WaitRun`.
 const MAX_WAIT: Duration = Duration::from_secs(600);
-/// Most that may come with a signal.
-const MAX_SIGNAL_BYTES: usize = 64 * 1024;
 /// Kept of the caller's deadline, so that the answer comes before it.
 const WAIT_MARGIN: Duration = Duration::from_millis(50);
 /// Before a wait looks at its run again, when the stream of it has ended too early.

@@ -158,12 +158,7 @@ impl Control for Coordinator {
         command: Command,
         caller: &Caller,
     ) -> Result<Arc<Run>, ControlError> {
-        let request = Request::new(namespace, caller, || format!("command_run {namespace} {id} {command:?}"));
-        let entry = self.shared.existing(namespace, id).await?;
-        let (answer, answered) = oneshot::channel();
-        let message = Message::Command { command: Box::new(command), request: Box::new(request), answer };
-        self.shared.say_or_refuse(entry, message).await?;
-        answered.await.map_err(|_| errors::stopping())?
+        self.shared.command(namespace, id, command, caller).await
     }
 
     async fn run_events(
@@ -376,6 +371,22 @@ impl Shared {
         }
         let (answer, answered) = oneshot::channel();
         self.tasks.spawn(RunTask::start(Arc::clone(self), entry, inbox, started, request, answer));
+        answered.await.map_err(|_| errors::stopping())?
+    }
+
+    /// Tell a run what somebody wants; answered after the sync.
+    pub(super) async fn command(
+        self: &Arc<Self>,
+        namespace: &Namespace,
+        id: &RunId,
+        command: Command,
+        caller: &Caller,
+    ) -> Result<Arc<Run>, ControlError> {
+        let request = Request::new(namespace, caller, || format!("command_run {namespace} {id} {command:?}"));
+        let entry = self.existing(namespace, id).await?;
+        let (answer, answered) = oneshot::channel();
+        let message = Message::Command { command: Box::new(command), request: Box::new(request), answer };
+        self.say_or_refuse(entry, message).await?;
         answered.await.map_err(|_| errors::stopping())?
     }
 

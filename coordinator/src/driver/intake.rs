@@ -1,4 +1,4 @@
-//! What agents send, from the bus to the runs and the registry.
+//! What agents and outsiders send, from the bus to the runs and the registry.
 
 #[cfg(test)]
 mod tests;
@@ -43,13 +43,14 @@ use crate::{
     },
 };
 
-/// Everything that agents send.
+/// Everything that agents and outsiders send.
 pub(super) struct Intake {
     register: Subscription,
     report: Subscription,
     beat: Subscription,
     status: Subscription,
     log: Subscription,
+    signal: Subscription,
 }
 
 impl Intake {
@@ -61,6 +62,7 @@ impl Intake {
             beat: bus.subscribe(Subjects::all(AgentSubject::Beat)).await?,
             status: bus.subscribe(Subjects::all(AgentSubject::Status)).await?,
             log: bus.subscribe(Subjects::all(AgentSubject::Log)).await?,
+            signal: bus.subscribe(Subjects::all(AgentSubject::Signal)).await?,
         })
     }
 
@@ -70,6 +72,7 @@ impl Intake {
         each(shared, self.beat, Shared::take_beat);
         each(shared, self.status, |shared, d| shared.take_status(d));
         each(shared, self.log, |shared, d| shared.take_log(&d));
+        each(shared, self.signal, Shared::take_signal);
         each(shared, self.register, |shared, d| {
             let Ok(permit) = Arc::clone(&shared.slow_intake).try_acquire_owned() else {
                 let why = "too many agents register at once".to_owned();

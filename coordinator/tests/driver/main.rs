@@ -15,6 +15,7 @@ mod people;
 mod reports;
 mod retention;
 mod run;
+mod signals;
 mod store;
 mod strangers;
 mod waits;

@@ -151,7 +151,7 @@ fn attempts(victim: &Victim) -> (Vec<(String, Value)>, Vec<String>) {
         (format!("{space}.status.victim-1"), beat),
         (format!("{space}.log.victim-1"), line),
         (format!("{space}.task.victim-1.i-1"), victim.task.clone()),
-        (format!("{space}.signal.{}.go", victim.run), json!({})),
+        (format!("{space}.signal.{}.go.evil-1", victim.run), json!({"protocol": 1})),
         // Its own name, in a namespace where it has no key.
         ("muster.v1.blue.register.evil-1".to_owned(), registration("i-evil")),
     ];

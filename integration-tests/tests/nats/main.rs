@@ -4,4 +4,5 @@
 mod auth;
 mod events;
 mod keys;
+mod outsiders;
 mod tls;

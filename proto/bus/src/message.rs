@@ -467,3 +467,34 @@ pub struct LogLine {
     /// The line, redacted.
     pub text: String,
 }
+
+/// `signal.{run}.{name}.{sender}`: something has happened outside, which a step of the run waits for. The run, the signal's name and
+/// who sends it stand in the subject.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Signal {
+    /// [`PROTOCOL`]. Required: what a server sends somewhere in its own words is no signal.
+    pub protocol: u32,
+    /// The output of the step that waits; an empty object when absent.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub payload: Value,
+}
+
+/// Answer to [`Signal`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum SignalReply {
+    /// It is on disk, or one of this name was before: the first one counts.
+    Recorded,
+    /// It is not taken, and will not be.
+    Refused {
+        /// Stable, such as `SIGNAL_NOT_FOUND`; the same as in the API.
+        reason: String,
+        /// For people.
+        why: String,
+    },
+    /// Send it again later.
+    Retry {
+        /// Why.
+        why: String,
+    },
+}

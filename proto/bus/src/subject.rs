@@ -1,5 +1,5 @@
-//! The subjects: `muster.v1.{namespace}.…`. NATS gives no sender, so every agent → coordinator subject ends in the agent's
-//! name, and permissions bind the name to the agent's key.
+//! The subjects: `muster.v1.{namespace}.…`. NATS gives no sender, so every subject to the coordinator ends in the sender's
+//! name, and permissions bind the name to the sender's key.
 
 use std::fmt;
 
@@ -117,12 +117,22 @@ impl Subjects {
         self.join(format_args!("log.{agent}"))
     }
 
+    /// Request, outsider → coordinator: [`crate::message::Signal`]. All parts are tokens.
+    pub fn signal(&self, run: &str, name: &str, sender: &str) -> String {
+        self.join(format_args!("signal.{run}.{name}.{sender}"))
+    }
+
+    /// All subjects of an outsider's signals.
+    pub fn signals(&self, sender: &str) -> String {
+        self.join(format_args!("signal.*.*.{sender}"))
+    }
+
     /// Put into the stream [`crate::event::EVENTS`]: [`crate::event::CloudEvent`].
     pub fn event(&self, kind: &str) -> String {
         self.join(format_args!("event.{kind}"))
     }
 
-    /// What a coordinator subscribes to: everything that agents send in every namespace, by kind.
+    /// What a coordinator subscribes to: everything that agents and outsiders send in every namespace, by kind.
     pub fn all(kind: AgentSubject) -> &'static str {
         match kind {
             AgentSubject::Register => "muster.v1.*.register.*",
@@ -130,11 +140,12 @@ impl Subjects {
             AgentSubject::Beat => "muster.v1.*.beat.*",
             AgentSubject::Status => "muster.v1.*.status.*",
             AgentSubject::Log => "muster.v1.*.log.*",
+            AgentSubject::Signal => "muster.v1.*.signal.*.*.*",
         }
     }
 }
 
-/// The kinds of agent → coordinator subjects.
+/// The kinds of subjects on which a coordinator is told something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AgentSubject {
     /// `register.{agent}`
@@ -147,14 +158,41 @@ pub enum AgentSubject {
     Status,
     /// `log.{agent}`
     Log,
+    /// `signal.{run}.{name}.{sender}`
+    Signal,
 }
 
-/// Namespace and agent of an agent → coordinator subject, if it is one.
+/// Which signal a subject is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SignalSubject<'a> {
+    /// Of which namespace.
+    pub namespace: &'a str,
+    /// To which run.
+    pub run: &'a str,
+    /// Its name.
+    pub name: &'a str,
+    /// Who sends it.
+    pub sender: &'a str,
+}
+
+/// The parts of a signal's subject, if it is one.
+pub fn signal(subject: &str) -> Option<SignalSubject<'_>> {
+    let (namespace, sender) = sender(subject)?;
+    let [kind, run, name] = subject.split('.').skip(3).take(3).collect::<Vec<_>>().try_into().ok()?;
+    (kind == "signal" && is_token(run) && is_token(name)).then_some(SignalSubject { namespace, run, name, sender })
+}
+
+/// Namespace and sender of a subject on which a coordinator is told something, if it is one.
 pub fn sender(subject: &str) -> Option<(&str, &str)> {
     let mut tokens = subject.strip_prefix("muster.v1.")?.split('.');
     let namespace = tokens.next()?;
     let kind = tokens.next()?;
-    if kind == "report" {
+    let between = match kind {
+        "signal" => 2,
+        "report" => 1,
+        _ => 0,
+    };
+    for _ in 0..between {
         tokens.next()?;
     }
     let agent = tokens.next()?;

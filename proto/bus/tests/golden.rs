@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use muster_bus::{
     message::{
-        Beat, BeatReply, LogLine, PROTOCOL, Register, RegisterReply, Report, ReportReply, Status, StatusReply, Task,
-        TaskReply, UnknownProtocol, check_protocol,
+        Beat, BeatReply, LogLine, PROTOCOL, Register, RegisterReply, Report, ReportReply, Signal, SignalReply, Status,
+        StatusReply, Task, TaskReply, UnknownProtocol, check_protocol,
     },
     subject,
 };
@@ -40,6 +40,8 @@ fn check_kind(kind: &str, name: &str, message: &Value) {
         "status" => round_trip::<Status>(name, message),
         "status_reply" => round_trip::<StatusReply>(name, message),
         "log_line" => round_trip::<LogLine>(name, message),
+        "signal" => round_trip::<Signal>(name, message),
+        "signal_reply" => round_trip::<SignalReply>(name, message),
         other => panic!("{name}: {other} is no message"),
     }
 }
@@ -64,7 +66,7 @@ fn every_golden_file_round_trips() {
         }
         kinds.insert(kind);
     }
-    assert_eq!(kinds.len(), 11, "a golden file is missing: {kinds:?}");
+    assert_eq!(kinds.len(), 13, "a golden file is missing: {kinds:?}");
 }
 
 /// Every variant of the enums is in some golden file; the list is what the messages can say.

@@ -8,11 +8,11 @@ use clap::{Args, Subcommand};
 #[derive(Debug, Subcommand)]
 pub(crate) enum NatsCommand {
     /// Write a configuration of nats-server that lets everybody say and hear what is theirs, and nothing else; with an NKEY for
-    /// the coordinator and for each agent.
+    /// the coordinator, for each agent, and for outsiders.
     ///
     /// In the folder: nats.conf for nats-server, users.toml with what it is made from (public keys, no secrets), and under
     /// seeds/ a file for each key, mode 0600. A seed can be moved to the host that uses it: its public key stays. Run
-    /// again to add an agent; keys of before stay as they are.
+    /// again to add a user; keys of before stay as they are.
     Config(NatsConfigArgs),
 }
 
@@ -25,10 +25,16 @@ pub(crate) struct NatsConfigArgs {
     /// An agent of the namespace that gets a key, [a-z0-9_-]{1,63}; again for more.
     #[arg(long = "agent", value_name = "NAME")]
     pub(crate) agents: Vec<String>,
-    /// An agent, or coordinator, that gets another key; the one of before becomes useless. Again for more.
+    /// An outsider who may send signals to runs of the namespace, in this name; again for more.
+    #[arg(long = "signaller", value_name = "NAME")]
+    pub(crate) signallers: Vec<String>,
+    /// An outsider who may read the events of all namespaces, with a consumer of this name; again for more.
+    #[arg(long = "reader", value_name = "NAME")]
+    pub(crate) readers: Vec<String>,
+    /// A user, or coordinator, that gets another key; the one of before becomes useless. Again for more.
     #[arg(long, value_name = "NAME")]
     pub(crate) renew: Vec<String>,
-    /// An agent that may connect no more; its seed is deleted if it is here. Again for more.
+    /// A user that may connect no more; its seed is deleted if it is here. Again for more.
     #[arg(long, value_name = "NAME")]
     pub(crate) remove: Vec<String>,
     /// Where nats-server listens [default: as before, else 127.0.0.1:4222].

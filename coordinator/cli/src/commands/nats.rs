@@ -1,4 +1,4 @@
-//! `muster nats config`: keys for coordinator and agents, and the configuration that makes nats-server hold them to it.
+//! `muster nats config`: keys for coordinator, agents and outsiders, and the configuration that makes nats-server hold them to it.
 //!
 //! Seeds are written first, then `users.toml`, then `nats.conf`. After a crash between them, the same command again mends it:
 //! a seed without a user is taken up, and what was to be renewed is renewed.
@@ -26,7 +26,7 @@ use crate::{
 mod server_config;
 mod users;
 
-use users::{Agent, COORDINATOR, Users};
+use users::{COORDINATOR, Kind, User, Users};
 
 pub(super) fn run(app: &App, command: &NatsCommand) -> Result<Exit> {
     match command {
@@ -47,14 +47,15 @@ fn config(app: &App, args: &NatsConfigArgs) -> Result<Exit> {
             What::New => folder.new_seed(&change.name, false)?,
             What::Renewed => folder.new_seed(&change.name, true)?,
             What::Removed => {
-                users.agents.remove(&change.name);
+                users.of_mut(change.kind).remove(&change.name);
                 continue;
             }
         };
-        if change.name == COORDINATOR {
+        if change.kind == Kind::Coordinator {
             users.coordinator.key.clone_from(&key);
         } else {
-            users.agents.insert(change.name.clone(), Agent { namespace: change.namespace.clone(), key: key.clone() });
+            let user = User { namespace: change.namespace.clone(), key: key.clone() };
+            users.of_mut(change.kind).insert(change.name.clone(), user);
         }
         shown.push((change, key));
     }
@@ -91,6 +92,7 @@ impl What {
 
 struct Change {
     name: String,
+    kind: Kind,
     namespace: String,
     what: What,
 }
@@ -98,19 +100,20 @@ struct Change {
 /// What is to be done, for all users, before anything is done.
 fn changes(app: &App, args: &NatsConfigArgs, users: &Users) -> Result<Vec<Change>> {
     let namespace = &app.settings.namespace;
-    for name in args.agents.iter().chain([namespace]) {
+    let wanted = wanted(args);
+    for name in wanted.iter().map(|(_, name)| *name).chain([namespace]) {
         if !is_token(name) {
             return Err(
                 CliError::usage("NAME_INVALID", format!("{name:?} is no name")).hint("1 to 63 of a-z, 0-9, _ and -")
             );
         }
     }
-    let unknown = |name: &String| *name != COORDINATOR && !users.agents.contains_key(name);
+    let unknown = |name: &String| *name != COORDINATOR && users.find(name).is_none();
     if let Some(name) = args.renew.iter().chain(&args.remove).find(|name| unknown(name)) {
-        return Err(CliError::usage("AGENT_NOT_FOUND", format!("no agent {name} has a key here"))
-            .hint(format!("give it one with --agent {name}")));
+        return Err(CliError::usage("AGENT_NOT_FOUND", format!("no agent or outsider {name} has a key here"))
+            .hint(format!("give an agent one with --agent {name}")));
     }
-    if args.agents.iter().chain(&args.remove).any(|name| name == COORDINATOR) {
+    if wanted.iter().map(|(_, name)| *name).chain(&args.remove).any(|name| name == COORDINATOR) {
         return Err(CliError::usage("NAME_INVALID", format!("{COORDINATOR} is no agent, and always has a key"))
             .hint(format!("--renew {COORDINATOR} gives it another one")));
     }
@@ -121,21 +124,36 @@ fn changes(app: &App, args: &NatsConfigArgs, users: &Users) -> Result<Vec<Change
         true => What::Kept,
     };
     let coordinator = what(&COORDINATOR.to_owned(), !users.coordinator.key.is_empty());
-    let mut changes = vec![Change { name: COORDINATOR.to_owned(), namespace: String::new(), what: coordinator }];
-    for (name, agent) in &users.agents {
-        if args.agents.contains(name) && agent.namespace != *namespace {
-            let message = format!("an agent {name} has a key in namespace {}", agent.namespace);
-            return Err(CliError::usage("NAME_TAKEN", message)
-                .hint("call it something else: agents of one name would hear each other's replies"));
-        }
-        changes.push(Change { name: name.clone(), namespace: agent.namespace.clone(), what: what(name, true) });
+    let (name, kind) = (COORDINATOR.to_owned(), Kind::Coordinator);
+    let mut changes = vec![Change { name, kind, namespace: String::new(), what: coordinator }];
+    for (kind, name, user) in users.all() {
+        let (name, namespace) = (name.clone(), user.namespace.clone());
+        changes.push(Change { what: what(&name, true), name, kind, namespace });
     }
-    for name in &args.agents {
-        if !changes.iter().any(|change| change.name == *name) {
-            changes.push(Change { name: name.clone(), namespace: namespace.clone(), what: what(name, false) });
+    for (kind, name) in wanted {
+        // The events of all namespaces are in one stream.
+        let namespace = if kind == Kind::Reader { String::new() } else { namespace.clone() };
+        match changes.iter().find(|change| change.name == *name) {
+            Some(there) if there.kind == kind && there.namespace == namespace => {}
+            Some(there) => return Err(taken(there)),
+            None => changes.push(Change { name: name.clone(), kind, namespace, what: what(name, false) }),
         }
     }
     Ok(changes)
+}
+
+fn wanted(args: &NatsConfigArgs) -> Vec<(Kind, &String)> {
+    let agents = args.agents.iter().map(|name| (Kind::Agent, name));
+    let signallers = args.signallers.iter().map(|name| (Kind::Signaller, name));
+    agents.chain(signallers).chain(args.readers.iter().map(|name| (Kind::Reader, name))).collect()
+}
+
+fn taken(there: &Change) -> CliError {
+    let article = if there.kind == Kind::Agent { "an" } else { "a" };
+    let place = if there.namespace.is_empty() { String::new() } else { format!(" in namespace {}", there.namespace) };
+    let message = format!("{article} {} {} has a key{place}", there.kind.word(), there.name);
+    CliError::usage("NAME_TAKEN", message)
+        .hint("call it something else: users of one name would hear each other's replies")
 }
 
 fn take_server(args: &NatsConfigArgs, users: &mut Users) -> Result<()> {
@@ -224,6 +242,7 @@ fn print(app: &App, folder: &Folder, users: &Users, shown: &[(&Change, String)])
         "config": config,
         "users": shown.iter().map(|(change, key)| json!({
             "name": change.name,
+            "kind": change.kind.word(),
             "namespace": change.namespace,
             "key": key,
             "seedFile": seed_of(&change.name),
@@ -232,11 +251,12 @@ fn print(app: &App, folder: &Folder, users: &Users, shown: &[(&Change, String)])
     });
     let rows = shown.iter().map(|(change, key)| {
         let seed = seed_of(&change.name).unwrap_or_else(|| "elsewhere".to_owned());
-        vec![change.name.clone(), change.namespace.clone(), change.what.word().to_owned(), key.clone(), seed]
+        let (kind, namespace) = (change.kind.word().to_owned(), change.namespace.clone());
+        vec![change.name.clone(), kind, namespace, change.what.word().to_owned(), key.clone(), seed]
     });
     app.printer.value(&value, || {
         let fields = vec![("Config", config.clone()), ("Listen", users.listen.clone())];
-        let table = Table::new(&["USER", "NAMESPACE", "KEY IS", "PUBLIC KEY", "SEED"], "").rows(rows);
+        let table = Table::new(&["USER", "IS", "NAMESPACE", "KEY IS", "PUBLIC KEY", "SEED"], "").rows(rows);
         View::new(vec![Block::Fields(fields), Block::Table(table)])
     })?;
     app.printer.note(&format!("start it: nats-server -c {config}; one that runs: nats-server --signal reload=PID"));

@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 
 use muster_bus::permission::{ANSWER_WITHIN_S, Permissions};
 
-use super::users::Users;
+use super::users::{Kind, Users};
 use crate::error::{CliError, Result};
 
 /// The whole file. It works from nats-server 2.9 on.
@@ -23,9 +23,20 @@ fn render(text: &mut String, users: &Users) -> fmt::Result {
     }
     writeln!(text, "authorization {{\n  users = [")?;
     user(text, "the coordinator", &users.coordinator.key, &Permissions::of_coordinator())?;
-    for (name, agent) in &users.agents {
-        let who = format!("agent {name} of namespace {}", agent.namespace);
-        user(text, &who, &agent.key, &Permissions::of_agent(&agent.namespace, name))?;
+    for (kind, name, given) in users.all() {
+        let (who, permissions) = match kind {
+            Kind::Coordinator => continue,
+            Kind::Agent => (
+                format!("agent {name} of namespace {}", given.namespace),
+                Permissions::of_agent(&given.namespace, name),
+            ),
+            Kind::Signaller => (
+                format!("{name}, who may signal runs of namespace {}", given.namespace),
+                Permissions::of_signaller(&given.namespace, name),
+            ),
+            Kind::Reader => (format!("{name}, who may read events"), Permissions::of_reader(name)),
+        };
+        user(text, &who, &given.key, &permissions)?;
     }
     writeln!(text, "  ]\n}}")
 }
@@ -34,7 +45,10 @@ fn user(text: &mut String, who: &str, key: &str, permissions: &Permissions) -> f
     writeln!(text, "    # {who}\n    {{\n      nkey: \"{key}\"\n      permissions: {{")?;
     list(text, "publish", &permissions.publish)?;
     list(text, "subscribe", &permissions.subscribe)?;
-    writeln!(text, "        allow_responses: {{max: 1, expires: \"{ANSWER_WITHIN_S}s\"}}\n      }}\n    }}")
+    if permissions.answers {
+        writeln!(text, "        allow_responses: {{max: 1, expires: \"{ANSWER_WITHIN_S}s\"}}")?;
+    }
+    writeln!(text, "      }}\n    }}")
 }
 
 fn list(text: &mut String, what: &str, subjects: &[String]) -> fmt::Result {

@@ -1,7 +1,7 @@
 //! `users.toml`: who has which public key. No secrets, and all that `nats.conf` is made from.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::ErrorKind,
     net::{IpAddr, SocketAddr},
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{CliError, Result};
 
-/// The name of the one user that is no agent.
+/// The name of the one user that always has a key.
 pub(super) const COORDINATOR: &str = "coordinator";
 
 /// See the module.
@@ -34,7 +34,34 @@ pub(super) struct Users {
     pub(super) coordinator: Coordinator,
     /// Agents by name, over all namespaces.
     #[serde(default)]
-    pub(super) agents: BTreeMap<String, Agent>,
+    pub(super) agents: BTreeMap<String, User>,
+    /// Who may signal runs, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) signallers: BTreeMap<String, User>,
+    /// Who may read events, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) readers: BTreeMap<String, User>,
+}
+
+/// What a user is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Coordinator,
+    Agent,
+    Signaller,
+    Reader,
+}
+
+impl Kind {
+    /// For people.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Coordinator => "coordinator",
+            Self::Agent => "agent",
+            Self::Signaller => "signaller",
+            Self::Reader => "reader",
+        }
+    }
 }
 
 /// The coordinator.
@@ -45,11 +72,12 @@ pub(super) struct Coordinator {
     pub(super) key: String,
 }
 
-/// An agent.
+/// An agent, or an outsider.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Agent {
-    /// Where it works.
+pub(super) struct User {
+    /// Where it works; empty for a reader, who is told of all.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(super) namespace: String,
     /// Public key.
     pub(super) key: String,
@@ -84,6 +112,29 @@ impl Users {
             tls_key: PathBuf::new(),
             coordinator: Coordinator::default(),
             agents: BTreeMap::new(),
+            signallers: BTreeMap::new(),
+            readers: BTreeMap::new(),
+        }
+    }
+
+    /// Everybody but the coordinator.
+    pub(super) fn all(&self) -> impl Iterator<Item = (Kind, &String, &User)> {
+        let agents = self.agents.iter().map(|(name, user)| (Kind::Agent, name, user));
+        let signallers = self.signallers.iter().map(|(name, user)| (Kind::Signaller, name, user));
+        agents.chain(signallers).chain(self.readers.iter().map(|(name, user)| (Kind::Reader, name, user)))
+    }
+
+    /// A user that is not the coordinator.
+    pub(super) fn find(&self, name: &str) -> Option<&User> {
+        self.all().find(|(_, there, _)| *there == name).map(|(_, _, user)| user)
+    }
+
+    /// Those of a kind; the coordinator is of none of them.
+    pub(super) fn of_mut(&mut self, kind: Kind) -> &mut BTreeMap<String, User> {
+        match kind {
+            Kind::Coordinator | Kind::Agent => &mut self.agents,
+            Kind::Signaller => &mut self.signallers,
+            Kind::Reader => &mut self.readers,
         }
     }
 
@@ -95,7 +146,7 @@ impl Users {
 
     /// The public key of a user, if it has one.
     pub(super) fn key(&self, name: &str) -> &str {
-        if name == COORDINATOR { &self.coordinator.key } else { self.agents.get(name).map_or("", |agent| &agent.key) }
+        if name == COORDINATOR { &self.coordinator.key } else { self.find(name).map_or("", |user| &user.key) }
     }
 
     /// What is in here goes into a configuration that decides who may do what: nothing may end a text of it early.
@@ -111,17 +162,26 @@ impl Users {
                 return Err(bad(format!("{text:?} can't stand in a configuration of nats-server")));
             }
         }
-        for (name, agent) in &self.agents {
-            if !is_token(name) || !is_token(&agent.namespace) || name == COORDINATOR {
-                return Err(bad(format!("{name:?} in namespace {:?} is no agent's name", agent.namespace)));
+        let mut names = BTreeSet::from([COORDINATOR]);
+        for (kind, name, user) in self.all() {
+            let is_of_all = kind == Kind::Reader && user.namespace.is_empty();
+            if !is_token(name) || !(is_of_all || is_token(&user.namespace)) {
+                return Err(bad(format!("{name:?} in namespace {:?} is no name of a user", user.namespace)));
+            }
+            if !names.insert(name) {
+                return Err(bad(format!("{name:?} is the name of two users")));
             }
         }
-        let keys = self.agents.values().map(|agent| &agent.key).chain([&self.coordinator.key]);
+        let keys = self.all().map(|(_, _, user)| &user.key).chain([&self.coordinator.key]);
         let is_user = |key: &str| KeyPair::from_public_key(key).is_ok_and(|k| k.key_pair_type() == KeyPairType::User);
-        match keys.filter(|key| !key.is_empty()).find(|key| !is_user(key)) {
-            Some(key) => Err(bad(format!("{key:?} is no public key of an NKEY user"))),
-            None => Ok(()),
+        // A key that two names share would have what both may do.
+        let mut seen = BTreeSet::new();
+        for key in keys.filter(|key| !key.is_empty()) {
+            if !is_user(key) || !seen.insert(key) {
+                return Err(bad(format!("{key:?} is no public key of an NKEY user, or that of two users")));
+            }
         }
+        Ok(())
     }
 
     /// Whether TLS is on.
@@ -150,20 +210,26 @@ mod tests {
             users.check().map_err(|e| e.reason)
         };
         assert_eq!(users(|_| ()), Ok(()));
-        let bad: [fn(&mut Users); 5] = [
+        let bad: [fn(&mut Users); 8] = [
             |u| u.listen = "127.0.0.1:4222\nno_auth_user: x".to_owned(),
             |u| u.tls_cert = PathBuf::from("a\" } no_auth_user: \"x"),
             |u| u.coordinator.key = "UABC".to_owned(),
             |u| drop(u.agents.insert("infra.*".to_owned(), agent("default"))),
             |u| drop(u.agents.insert("infra-1".to_owned(), agent("*"))),
+            |u| drop(u.signallers.insert("ci".to_owned(), agent(""))),
+            |u| drop(u.readers.insert("tickets.>".to_owned(), agent(""))),
+            |u| {
+                u.agents.insert("ci".to_owned(), agent("default"));
+                u.readers.insert("ci".to_owned(), agent(""));
+            },
         ];
         for change in bad {
             assert_eq!(users(change), Err("NATS_USERS_INVALID".to_owned()));
         }
     }
 
-    fn agent(namespace: &str) -> Agent {
-        Agent { namespace: namespace.to_owned(), key: KeyPair::new_user().public_key() }
+    fn agent(namespace: &str) -> User {
+        User { namespace: namespace.to_owned(), key: KeyPair::new_user().public_key() }
     }
 
     #[test]
