@@ -1,11 +1,12 @@
-//! Law 10, seen from outside: a secret's value is in the agent's own secrets file and nowhere else: in no file, no message on
-//! NATS, no answer, no figure. Two agents try to say it: one made for that, in every way an action has, and ours.
+//! Law 10, seen from outside: a secret's value is in the agent's own secrets file, or in the password file that a step names,
+//! and nowhere else: in no file, no message on NATS, no answer, no figure. Two agents try to say it: one made for that, in
+//! every way an action has, and ours; a server that is asked with the password says it back.
 
 use std::{
     fmt::Write as _,
     fs,
-    io::{Read as _, Write as _},
-    net::TcpStream,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Output},
@@ -24,6 +25,8 @@ use sha2::{Digest as _, Sha256};
 
 /// What a secret may be made of: it needs escapes in JSON, in addresses, and in the shell.
 const VALUE: &str = "kX9\"/w+~7Qm2_pRz4!tN8c5%YbG\\3sLd6";
+/// The same for the one in a password file.
+const PASSWORD: &str = "zH4?/v=~3Fd9_xKu7&gB1s6$WcJ\\2rMe8";
 /// What stands instead of it.
 const MARK: &str = "[secret canary]";
 /// Each a step that fails or succeeds in its own way.
@@ -42,14 +45,14 @@ impl Seen {
         self.0.push((format!("{what}: stderr"), output.stderr.clone()));
     }
 
-    /// All files below a folder but one.
-    fn files(&mut self, folder: &Path, except: &Path) -> Result<()> {
+    /// All files below a folder but these.
+    fn files(&mut self, folder: &Path, except: &[&Path]) -> Result<()> {
         for item in fs::read_dir(folder).with_context(|| format!("{}", folder.display()))? {
             let item = item?;
             let (path, kind) = (item.path(), item.file_type()?);
             if kind.is_dir() {
                 self.files(&path, except)?;
-            } else if kind.is_file() && path != except {
+            } else if kind.is_file() && !except.contains(&path.as_path()) {
                 let content = fs::read(&path).with_context(|| format!("{}", path.display()))?;
                 self.0.push((path.display().to_string(), content));
             }
@@ -67,41 +70,79 @@ fn holds(bytes: &[u8], needle: &[u8]) -> bool {
 }
 
 /// The forms that are searched for, made with nothing of the agent's code.
-fn needles() -> Vec<(&'static str, Vec<u8>)> {
-    let json = Value::from(VALUE).to_string();
+fn needles(value: &str) -> Vec<(&'static str, Vec<u8>)> {
+    let json = Value::from(value).to_string();
     let json = json.trim_matches('"').to_owned();
     let nested = Value::from(json.as_str()).to_string();
     let percent = |hex: fn(u8) -> String| -> String {
-        VALUE
+        value
             .bytes()
             .map(|b| if b.is_ascii_alphanumeric() || b"-._~".contains(&b) { char::from(b).to_string() } else { hex(b) })
             .collect()
     };
     let mut needles = vec![
-        ("plain", VALUE.as_bytes().to_vec()),
-        ("its beginning", VALUE.as_bytes()[..12].to_vec()),
-        ("its end", VALUE.as_bytes()[VALUE.len() - 12..].to_vec()),
+        ("plain", value.as_bytes().to_vec()),
+        ("its beginning", value.as_bytes()[..12].to_vec()),
+        ("its end", value.as_bytes()[value.len() - 12..].to_vec()),
         ("JSON", json.into_bytes()),
         ("JSON in JSON", nested.trim_matches('"').as_bytes().to_vec()),
         ("percent", percent(|b| format!("%{b:02X}")).into_bytes()),
         ("percent, lower case", percent(|b| format!("%{b:02x}")).into_bytes()),
-        ("hex", VALUE.bytes().fold(String::new(), |hex, b| format!("{hex}{b:02x}")).into_bytes()),
+        ("hex", value.bytes().fold(String::new(), |hex, b| format!("{hex}{b:02x}")).into_bytes()),
     ];
     for (name, alphabet) in [("base64", *b"+/"), ("base64 of addresses", *b"-_")] {
-        needles.extend((0..3).map(|offset| (name, base64(offset, alphabet))));
+        needles.extend((0..3).map(|offset| (name, base64(value, offset, alphabet))));
     }
     needles
 }
 
 /// What of the value stands in base64 behind `offset` other bytes, whatever is around it.
-fn base64(offset: usize, last: [u8; 2]) -> Vec<u8> {
+fn base64(value: &str, offset: usize, last: [u8; 2]) -> Vec<u8> {
     let letters: Vec<u8> = (b'A'..=b'Z').chain(b'a'..=b'z').chain(b'0'..=b'9').chain(last).collect();
     let bits: Vec<u8> = std::iter::repeat_n(0, offset)
-        .chain(VALUE.bytes())
+        .chain(value.bytes())
         .flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1))
         .collect();
     let whole = bits.chunks_exact(6).map(|six| letters[six.iter().fold(0, |n, bit| n * 2 + usize::from(*bit))]);
     whole.skip((offset * 8).div_ceil(6)).collect()
+}
+
+/// A server that is spoken to like Redis, and says in every error who asks with what. It serves until the test ends.
+fn parrot() -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    std::thread::spawn(move || {
+        for caller in listener.incoming().flatten() {
+            // Who goes away ends the talk; nothing is to be done about it.
+            std::thread::spawn(move || drop(repeats(&caller)));
+        }
+    });
+    Ok(address)
+}
+
+fn repeats(caller: &TcpStream) -> Result<()> {
+    let (mut from, mut to) = (BufReader::new(caller), caller);
+    let mut password = String::new();
+    let mut line = || -> Result<Option<String>> {
+        let mut line = String::new();
+        Ok((from.read_line(&mut line)? > 0).then(|| line.trim_end_matches("\r\n").to_owned()))
+    };
+    while let Some(head) = line()? {
+        let count: usize = head.trim_start_matches('*').parse()?;
+        let mut words = Vec::new();
+        for _ in 0..count {
+            // Its length, and itself: no word has a line's end in it.
+            line()?;
+            words.push(line()?.context("a word")?);
+        }
+        if words.first().is_some_and(|word| word.eq_ignore_ascii_case("AUTH")) {
+            password = words.pop().unwrap_or_default();
+            to.write_all(b"+OK\r\n")?;
+        } else {
+            to.write_all(format!("-ERR nobody asks with {password}\r\n").as_bytes())?;
+        }
+    }
+    Ok(())
 }
 
 /// Records every message on a server.
@@ -142,6 +183,7 @@ struct House {
     system: System,
     metrics: String,
     secret: PathBuf,
+    password: PathBuf,
     seen: Seen,
 }
 
@@ -154,8 +196,10 @@ impl House {
         fs::write(&secret, VALUE)?;
         fs::set_permissions(&secret, fs::Permissions::from_mode(0o600))?;
         let serve = ["--metrics-listen", metrics.as_str(), "--log", "debug"];
+        let password = dir.path().join("redis.password");
+        fs::write(&password, format!("{PASSWORD}\n"))?;
         let system = System::start_on(dir, nats, &url, &serve)?;
-        Ok(Self { system, metrics, secret, seen: Seen::default() })
+        Ok(Self { system, metrics, secret, password, seen: Seen::default() })
     }
 
     /// The one that is made to leak, and ours with a program that prints the file.
@@ -189,6 +233,10 @@ impl House {
         let agent =
             "agent: {role: infra}, action: command.run, onFailure: continue, critical: false, undo: irreversible";
         writeln!(yaml, "        - {{id: ours, {agent}, {read}}}")?;
+        let target = format!("{{address: \"{}\", password: {{file: \"{}\"}}}}", parrot()?, self.password.display());
+        let policy = "retry: {maxAttempts: 1}, onFailure: continue, critical: false";
+        let agent = format!("agent: {{role: infra}}, action: redis.probe, {policy}");
+        writeln!(yaml, "        - {{id: parrot, {agent}, with: {{target: {target}, connections: 1}}}}")?;
         self.system.submit(&yaml)
     }
 
@@ -262,13 +310,26 @@ fn a_secret_is_in_its_file_and_nowhere_else() -> Result<()> {
         );
     }
     seen.0.extend(messages);
-    seen.files(dir.path(), &house.secret)?;
+    seen.files(dir.path(), &[&house.secret, &house.password])?;
     was_said(&seen, &run)?;
-    for (form, needle) in needles() {
-        let places = seen.holding(&needle);
-        ensure!(places.is_empty(), "{form}: the secret is in {places:#?}");
+    the_parrot_was_heard(&seen, &run, &house.password)?;
+    for (file, value) in [(&house.secret, VALUE), (&house.password, PASSWORD)] {
+        for (form, needle) in needles(value) {
+            let places = seen.holding(&needle);
+            ensure!(places.is_empty(), "{form}: what is in {} is in {places:#?}", file.display());
+        }
+        ensure!(holds(&fs::read(file)?, value.as_bytes()), "only in its own file");
     }
-    ensure!(holds(&fs::read(&house.secret)?, VALUE.as_bytes()), "only in its own file");
+    Ok(())
+}
+
+/// The password was sent, came back, and went into what the steps say.
+fn the_parrot_was_heard(seen: &Seen, run: &str, file: &Path) -> Result<()> {
+    let get = text_of(seen, &format!("at the end: [\"run\", \"get\", \"{run}\"] json"))?;
+    let get: Value = serde_json::from_str(&get)?;
+    let steps = get["steps"].as_array().context("steps")?;
+    let step = steps.iter().find(|step| step["id"] == "parrot").context("no step parrot")?.to_string();
+    ensure!(step.contains(&format!("nobody asks with [secret {}]", file.display())), "{step}");
     Ok(())
 }
 
