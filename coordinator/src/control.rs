@@ -307,8 +307,10 @@ pub struct AgentView {
     pub instance: String,
     /// How many attempts at once.
     pub slots: u32,
-    /// How many it has.
+    /// How many it has, attempts that may still run though their run has ended included.
     pub busy: u32,
+    /// How many of those are of runs that have ended.
+    pub busy_of_ended_runs: u32,
     /// When it last answered.
     pub last_beat_at: Option<Timestamp>,
     /// What it can do: name and version.

@@ -219,6 +219,7 @@ impl Registry {
         let seq = seq.or_else(|| before.map(|b| b.record.seq)).unwrap_or(0);
         let offer = offer_of(namespace, &name, &profile);
         let availability = if draining { Availability::Draining } else { Availability::Open };
+        state.table.registers_with(&instance, &register.holds);
         state.table.set(&instance, offer, availability);
         let agent = Agent {
             record: AgentRecord { seq, profile, draining, forgotten: false },
@@ -248,6 +249,7 @@ impl Registry {
         agent.lease = Lease::Alive;
         agent.leaving = beat.draining;
         agent.holds = beat.holds.into_iter().collect();
+        state.table.says_it_holds(&instance, &agent.holds);
         let draining = agent.record.draining;
         if !was_open {
             let closed = draining || beat.draining;
@@ -321,12 +323,15 @@ impl Registry {
         let state = self.lock();
         let agent = state.agents.get(&(namespace.clone(), name.clone())).filter(|agent| !agent.record.forgotten)?;
         let (seq, instance) = (agent.record.seq, agent.record.profile.instance.clone());
-        Some(if agent.lease != Lease::Lost {
-            Forgettable::Answers
-        } else if state.table.busy(&instance) > 0 {
-            Forgettable::MayBeAtWork(state.table.runs_at(&instance).iter().map(|run| run.id.clone()).collect())
-        } else {
+        if agent.lease != Lease::Lost {
+            return Some(Forgettable::Answers);
+        }
+        // Attempts of runs that have ended are waited for by nobody.
+        let runs = state.table.runs_at(&instance);
+        Some(if runs.is_empty() {
             Forgettable::Yes { seq, instance }
+        } else {
+            Forgettable::MayBeAtWork(runs.iter().map(|run| run.id.clone()).collect())
         })
     }
 
@@ -388,6 +393,11 @@ impl Registry {
     /// See [`Table::release`].
     pub(crate) fn release(&self, run: &RunEntry, step: usize) {
         self.lock().table.release(run, step);
+    }
+
+    /// See [`Table::leave_behind`].
+    pub(crate) fn leave_behind(&self, run: &RunEntry, step: usize, attempt: AttemptKey) {
+        self.lock().table.leave_behind(run, step, attempt);
     }
 
     /// See [`Table::occupy`].
@@ -485,6 +495,7 @@ fn view_of(table: &Table, key: &(Namespace, AgentName), agent: &Agent) -> AgentV
         Lease::Away | Lease::Suspect => "SUSPECT",
         Lease::Alive => "READY",
     };
+    let (busy, busy_of_ended_runs) = table.busy(&profile.instance);
     AgentView {
         namespace: key.0.clone(),
         name: key.1.clone(),
@@ -494,7 +505,8 @@ fn view_of(table: &Table, key: &(Namespace, AgentName), agent: &Agent) -> AgentV
         state,
         instance: profile.instance.as_str().to_owned(),
         slots: profile.slots,
-        busy: table.busy(&profile.instance),
+        busy,
+        busy_of_ended_runs,
         last_beat_at: (agent.lease != Lease::Away).then_some(agent.last_beat_at),
         actions: profile.actions.iter().map(|a| (a.name.clone(), a.version.clone())).collect(),
         software: profile.software.clone(),

@@ -97,6 +97,7 @@ fn agent(view: AgentView) -> pb::Agent {
         instance: view.instance,
         slots: view.slots,
         busy: view.busy,
+        busy_of_ended_runs: view.busy_of_ended_runs,
         last_beat_time: view.last_beat_at.map(to_time),
         actions: view.actions.into_iter().map(|(action, version)| pb::ActionVersion { action, version }).collect(),
         software: view.software,

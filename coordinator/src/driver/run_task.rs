@@ -115,7 +115,8 @@ impl RunTask {
 
     /// A run that the journal already has: do what is outstanding, and go on.
     pub(super) fn resume(&mut self) {
-        for i in self.run.live_steps() {
+        // What a run that has ended may have left at an agent, that agent says when it registers.
+        for i in self.run.live_steps().filter(|_| !self.run.has_ended()) {
             if let Some((number, attempt)) = self.run.steps[i].live_attempt() {
                 self.shared.registry.occupy(&self.entry, i, &attempt.instance);
                 self.seats.push((i, Sits::Attempt(number)));
@@ -367,9 +368,17 @@ impl RunTask {
         });
     }
 
+    /// The run needs no seats any more; what may still run at an agent though the run has ended takes its slot.
     pub(super) fn leave_table(&mut self) {
-        for (index, _) in self.seats.drain(..) {
-            self.shared.registry.release(&self.entry, index);
+        let registry = &self.shared.registry;
+        for (index, sits) in self.seats.drain(..) {
+            match sits {
+                Sits::Attempt(number) if self.run.has_ended() => {
+                    let key = key_of(&self.entry, &self.run.plan.steps[index].id, number);
+                    registry.leave_behind(&self.entry, index, key);
+                }
+                Sits::Asked | Sits::Attempt(_) => registry.release(&self.entry, index),
+            }
         }
     }
 

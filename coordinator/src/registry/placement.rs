@@ -9,10 +9,11 @@
 mod why_not;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
+use muster_bus::message::AttemptKey;
 use muster_engine::{
     ids::{ActionName, AgentName, HostLabel, InstanceId, Namespace},
     plan::{AgentSelector, PinnedAction, Priority},
@@ -101,6 +102,8 @@ struct Instance {
     offer: Option<Offer>,
     availability: Availability,
     held: HashMap<StepKey, Arc<RunEntry>>,
+    /// Attempts of runs that have ended without them: each takes a slot of the process all the same, until that no longer holds it.
+    left: BTreeSet<AttemptKey>,
 }
 
 #[derive(Default)]
@@ -182,6 +185,30 @@ impl Table {
         }
     }
 
+    /// As [`Table::release`], for an attempt that may still run though its run has ended: the slot is taken until the instance says
+    /// that it no longer holds the attempt. To give it to another step would only be answered with `busy`.
+    pub(crate) fn leave_behind(&mut self, run: &RunEntry, step: usize, attempt: AttemptKey) {
+        let at = self.seats.get(&(run.key, step)).and_then(|id| self.instances.get_mut(id));
+        if let Some(instance) = at.filter(|instance| instance.offer.is_some()) {
+            instance.left.insert(attempt);
+        }
+        self.release(run, step);
+    }
+
+    /// What an instance that registers holds of runs that have nothing there: it is left of runs that have ended.
+    pub(crate) fn registers_with(&mut self, id: &InstanceId, holds: &[AttemptKey]) {
+        let instance = self.instances.entry(id.clone()).or_insert_with(Instance::unknown);
+        let open: HashSet<&str> = instance.held.values().map(|run| run.id.as_str()).collect();
+        instance.left = holds.iter().filter(|attempt| !open.contains(attempt.run.as_str())).cloned().collect();
+    }
+
+    /// What an instance says that it holds.
+    pub(crate) fn says_it_holds(&mut self, id: &InstanceId, holds: &HashSet<AttemptKey>) {
+        let Some(instance) = self.instances.get_mut(id).filter(|instance| !instance.left.is_empty()) else { return };
+        instance.left.retain(|attempt| holds.contains(attempt));
+        self.grant(id);
+    }
+
     /// A replayed attempt is at an instance, known or not.
     pub(crate) fn occupy(&mut self, run: &Arc<RunEntry>, step: usize, at: &InstanceId) {
         let key = (run.key, step);
@@ -215,6 +242,7 @@ impl Table {
         let Some(instance) = self.instances.get_mut(id) else { return };
         instance.availability = availability;
         if availability == Availability::Replaced {
+            instance.left.clear();
             if let Some(offer) = instance.offer.take()
                 && let Some(role) = self.roles.get_mut(&(offer.namespace, offer.role))
             {
@@ -235,9 +263,12 @@ impl Table {
         by_key.into_values().map(Arc::clone).collect()
     }
 
-    /// How many attempts an instance has, seats reserved for one included.
-    pub(crate) fn busy(&self, id: &InstanceId) -> u32 {
-        self.instances.get(id).map_or(0, |i| u32::try_from(i.held.len()).unwrap_or(u32::MAX))
+    /// How many slots of an instance are taken, seats reserved for an attempt included, and how many of them by attempts of runs that have
+    /// ended without them.
+    pub(crate) fn busy(&self, id: &InstanceId) -> (u32, u32) {
+        let Some(instance) = self.instances.get(id) else { return (0, 0) };
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        (number(instance.taken()), number(instance.left.len()))
     }
 
     /// How many steps wait for a seat.
@@ -256,7 +287,7 @@ impl Table {
         if role.waiting.is_empty() {
             return;
         }
-        let room = (instance.slots() as usize).saturating_sub(instance.held.len());
+        let room = (instance.slots() as usize).saturating_sub(instance.taken());
         let fitting: Vec<Ticket> = role
             .waiting
             .iter()
@@ -282,7 +313,7 @@ impl Table {
 
 impl Instance {
     fn unknown() -> Self {
-        Self { offer: None, availability: Availability::Away, held: HashMap::new() }
+        Self { offer: None, availability: Availability::Away, held: HashMap::new(), left: BTreeSet::new() }
     }
 
     fn slots(&self) -> u32 {
@@ -290,7 +321,11 @@ impl Instance {
     }
 
     fn has_room(&self) -> bool {
-        self.held.len() < self.slots() as usize
+        self.taken() < self.slots() as usize
+    }
+
+    fn taken(&self) -> usize {
+        self.held.len() + self.left.len()
     }
 
     fn seat(&self, id: &InstanceId) -> Option<Seat> {

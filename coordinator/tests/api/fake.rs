@@ -221,6 +221,7 @@ fn agent(name: &str) -> AgentView {
         instance: "i1".to_owned(),
         slots: 4,
         busy: 1,
+        busy_of_ended_runs: 0,
         last_beat_at: Some(Timestamp::now()),
         actions: vec![("tls.certificate".to_owned(), "1.0.0".to_owned())],
         software: "test 1".to_owned(),

@@ -16,6 +16,7 @@ mod reports;
 mod retention;
 mod run;
 mod signals;
+mod slots;
 mod store;
 mod strangers;
 mod waits;

@@ -72,7 +72,7 @@ fn agents(agents: &[v1::Agent]) -> Table {
             agent.agent_id.clone(),
             agent.role.clone(),
             words::agent_state(agent.state()),
-            format!("{}/{}", agent.busy, agent.slots),
+            format!("{}/{}{}", agent.busy, agent.slots, of_ended_runs(agent)),
             agent.host.clone(),
             labels(agent),
             time(agent.last_beat_time.as_ref()),
@@ -85,7 +85,7 @@ fn one(agent: &v1::Agent) -> View {
         ("Agent", agent.agent_id.clone()),
         ("Role", agent.role.clone()),
         ("State", words::agent_state(agent.state())),
-        ("Busy", format!("{} of {} slots", agent.busy, agent.slots)),
+        ("Busy", format!("{} of {} slots{}", agent.busy, agent.slots, of_ended_runs(agent))),
         ("Host", agent.host.clone()),
         ("Labels", labels(agent)),
         ("Instance", agent.instance.clone()),
@@ -95,6 +95,15 @@ fn one(agent: &v1::Agent) -> View {
     let actions = Table::new(&["ACTION", "VERSION"], "no actions")
         .rows(agent.actions.iter().map(|a| vec![a.action.clone(), a.version.clone()]));
     View::new(vec![Block::Fields(fields), Block::Table(actions)])
+}
+
+/// What is at work though nobody waits for it.
+fn of_ended_runs(agent: &v1::Agent) -> String {
+    match agent.busy_of_ended_runs {
+        0 => String::new(),
+        1 => " (1 of an ended run)".to_owned(),
+        many => format!(" ({many} of ended runs)"),
+    }
 }
 
 fn labels(agent: &v1::Agent) -> String {

@@ -41,8 +41,8 @@ impl Table {
 impl Instance {
     fn say(&self, misfits: &[Misfit], wish: &Wish, silent_since: Option<Timestamp>) -> String {
         if misfits.is_empty() {
-            let (held, slots) = (self.held.len(), self.slots());
-            return if self.has_room() { "has a free slot".to_owned() } else { format!("{held}/{slots} slots taken") };
+            let (taken, slots) = (self.taken(), self.slots());
+            return if self.has_room() { "has a free slot".to_owned() } else { format!("{taken}/{slots} slots taken") };
         }
         let all: Vec<String> = misfits.iter().map(|one| self.say_one(*one, wish, silent_since)).collect();
         all.join(", ")
