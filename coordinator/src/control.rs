@@ -22,6 +22,9 @@ use serde_json::Value;
 
 use crate::logs;
 
+/// The longest text that a person says of what is done.
+pub const MAX_REASON_CHARS: usize = 1_000;
+
 /// Most that may come with a signal.
 pub const MAX_SIGNAL_BYTES: usize = 64 * 1024;
 

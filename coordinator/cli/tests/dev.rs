@@ -189,6 +189,39 @@ fn a_walk_back_that_leaves_something_says_what_and_why() {
     server.stop();
 }
 
+const WAITS: &str = r"apiVersion: muster.dev/v1
+kind: Playbook
+metadata: {name: waits, owner: devops}
+spec:
+  phases:
+    - id: main
+      milestone: Somebody has looked
+      steps:
+        - {id: look, wait: {signal: looked}}
+";
+
+#[test]
+fn a_signal_says_why_it_is_sent() {
+    let mut session = session();
+    session.write("waits.yaml", WAITS);
+    let server = Server::dev(&mut session);
+    let run = session.start(&["run", "start", "waits.yaml"]);
+    session.run(&["run", "list"]);
+    session.run(&[
+        "run",
+        "signal",
+        &run,
+        "looked",
+        "--payload",
+        r#"{"ticket":4711}"#,
+        "--reason",
+        "all disks are there",
+    ]);
+    session.run(&["run", "events", &run]);
+    session.check("signal");
+    server.stop();
+}
+
 #[test]
 fn a_coordinator_is_drained() {
     let mut session = session();

@@ -235,7 +235,11 @@ fn its_condition_is_judged_at_the_end_and_it_may_wait() {
     let mut world = World::new(simple(vec![step("a", &[]), left_out, told, last]));
     fail(&mut world, "a");
     assert!(matches!(world.state("left_out"), StepState::Skipped { .. }));
-    world.command(&Command::Signal { signal: "go".to_owned(), payload: std::sync::Arc::new(json!({})) });
+    world.command(&Command::Signal {
+        signal: "go".to_owned(),
+        payload: std::sync::Arc::new(json!({})),
+        reason: String::new(),
+    });
     assert_eq!(world.places(), [("last".into(), Purpose::Run)]);
     world.assign("last");
     world.finish("last", ok(json!({})));

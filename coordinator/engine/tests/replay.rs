@@ -177,7 +177,7 @@ fn waits() -> World {
     world.go_to(601).tick();
     world.go_to(1_501).tick();
     let payload = std::sync::Arc::new(json!({ "by": "qa" }));
-    world.go_to(1_600).command(&Command::Signal { signal: "approved".to_owned(), payload });
+    world.go_to(1_600).command(&Command::Signal { signal: "approved".to_owned(), payload, reason: String::new() });
     world
 }
 

@@ -224,7 +224,10 @@ fn events(world: &World) -> Vec<(String, Event)> {
         all.push((format!("AttemptEnded → {to}"), Event::AttemptEnded { step: id(), attempt, end, next }));
     }
     let payload = Arc::new(json!({ "by": "hand" }));
-    all.push(("SignalReceived".to_owned(), Event::SignalReceived { signal: "go".to_owned(), payload }));
+    all.push((
+        "SignalReceived".to_owned(),
+        Event::SignalReceived { signal: "go".to_owned(), payload, reason: String::new() },
+    ));
     all.push(("WallClockMoved".to_owned(), Event::WallClockMoved { ahead_ms: 3_600_000 }));
     let subject = Subject::Step { step: id() };
     all.push(("OwnerReminded".to_owned(), Event::OwnerReminded { subject, next_at: world.now }));
@@ -264,7 +267,14 @@ fn commands(world: &World) -> Vec<(&'static str, Command)> {
         ("Pause", Command::Pause { reason: reason() }),
         ("AcceptLoss", Command::AcceptLoss),
         ("Resume", Command::Resume { reason: reason() }),
-        ("Signal", Command::Signal { signal: "go".to_owned(), payload: Arc::new(json!({ "by": "hand" })) }),
+        (
+            "Signal",
+            Command::Signal {
+                signal: "go".to_owned(),
+                payload: Arc::new(json!({ "by": "hand" })),
+                reason: String::new(),
+            },
+        ),
         ("RetryStep", Command::RetryStep { step: "s".into(), reason: reason() }),
         ("ResolveStep: succeeded", resolve(Resolution::Succeeded)),
         ("ResolveStep: failed", resolve(Resolution::Failed)),

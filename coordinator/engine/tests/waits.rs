@@ -22,7 +22,7 @@ fn waiting(id: &str, needs: &[usize], wait: PlannedWait) -> PlannedStep {
 }
 
 fn signal(name: &str, payload: Value) -> Command {
-    Command::Signal { signal: name.to_owned(), payload: Arc::new(payload) }
+    Command::Signal { signal: name.to_owned(), payload: Arc::new(payload), reason: String::new() }
 }
 
 #[test]

@@ -197,7 +197,8 @@ impl RunService for Runs {
             return Err(bad_field(Reason::FieldInvalid, "payload", message, hint));
         }
         let payload = request.payload.map_or_else(|| json!({}), from_value);
-        let command = Command::Signal { signal: request.signal, payload: Arc::new(payload) };
+        let reason = names::short_text("reason", request.reason)?;
+        let command = Command::Signal { signal: request.signal, payload: Arc::new(payload), reason };
         self.command(&caller, id, command).await
     }
 

@@ -11,10 +11,10 @@ use muster_engine::{
     ids::{Actor, Namespace, RunId},
     run::Command,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{Shared, report::reply};
-use crate::control::{Caller, ControlError, ControlErrorKind, MAX_SIGNAL_BYTES};
+use crate::control::{Caller, ControlError, ControlErrorKind, MAX_REASON_CHARS, MAX_SIGNAL_BYTES};
 
 /// Where a signal goes, and whose it is.
 struct Addressed {
@@ -35,8 +35,8 @@ impl Shared {
             name: parts.name.to_owned(),
             sender: format!("signal/{}", parts.sender).into(),
         };
-        let payload = match read(&delivery.payload) {
-            Ok(payload) => payload,
+        let signal = match read(&delivery.payload) {
+            Ok(signal) => signal,
             Err(refused) => return to.send(reply(&refused)),
         };
         let Ok(permit) = Arc::clone(&self.signal_intake).try_acquire_owned() else {
@@ -44,15 +44,17 @@ impl Shared {
         };
         let shared = Arc::clone(self);
         self.tasks.spawn(async move {
-            to.send(reply(&shared.signal(addressed, payload).await));
+            to.send(reply(&shared.signal(addressed, signal).await));
             drop(permit);
         });
     }
 
-    async fn signal(self: &Arc<Self>, addressed: Addressed, payload: Value) -> SignalReply {
+    async fn signal(self: &Arc<Self>, addressed: Addressed, signal: Signal) -> SignalReply {
         let Addressed { namespace, run, name, sender } = addressed;
         let caller = Caller { actor: sender, request_id: None };
-        let command = Command::Signal { signal: name, payload: Arc::new(payload) };
+        let Signal { payload, reason, .. } = signal;
+        let payload = Arc::new(if payload.is_null() { json!({}) } else { payload });
+        let command = Command::Signal { signal: name, payload, reason };
         match self.command(&namespace, &run, command, &caller).await {
             Ok(_) => SignalReply::Recorded,
             Err(ControlError { kind: ControlErrorKind::Unavailable, message, .. }) => {
@@ -63,8 +65,8 @@ impl Shared {
     }
 }
 
-/// What comes with the signal, or why it is none.
-fn read(message: &[u8]) -> Result<Value, SignalReply> {
+/// The signal, or why it is none.
+fn read(message: &[u8]) -> Result<Signal, SignalReply> {
     if message.len() > MAX_SIGNAL_BYTES {
         return Err(refused("MESSAGE_TOO_LARGE", format!("a signal has at most {MAX_SIGNAL_BYTES} bytes")));
     }
@@ -74,7 +76,10 @@ fn read(message: &[u8]) -> Result<Value, SignalReply> {
         let why = format!("this coordinator speaks protocol {PROTOCOL}, not {}", said.protocol);
         return Err(refused("MESSAGE_INVALID", why));
     }
-    Ok(if said.payload.is_null() { json!({}) } else { said.payload })
+    if said.reason.chars().count() > MAX_REASON_CHARS {
+        return Err(refused("MESSAGE_INVALID", format!("`reason` is longer than {MAX_REASON_CHARS} characters")));
+    }
+    Ok(said)
 }
 
 fn refused(reason: &str, why: impl Into<String>) -> SignalReply {

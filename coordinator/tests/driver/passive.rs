@@ -25,7 +25,7 @@ fn playbook(wait: &str) -> String {
 }
 
 fn go() -> Command {
-    Command::Signal { signal: "go".to_owned(), payload: Arc::new(json!({ "by": "hand" })) }
+    Command::Signal { signal: "go".to_owned(), payload: Arc::new(json!({ "by": "hand" })), reason: String::new() }
 }
 
 async fn in_memory(house: &House, count: usize) {

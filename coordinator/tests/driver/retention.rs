@@ -186,7 +186,7 @@ async fn what_ended_long_ago_goes_and_what_is_open_stays_whole() {
     let place = Place::open(dir.path(), "another store", 401, None).await;
     assert_eq!((place.listed().await, place.journal.begins()), (listed, begins));
     assert_eq!(format!("{:?}", place.up.run_events(&ns(), &waits, 0, 3).await.unwrap()), before, "it is whole");
-    let signal = Command::Signal { signal: "go".into(), payload: Arc::new(Value::Null) };
+    let signal = Command::Signal { signal: "go".into(), payload: Arc::new(Value::Null), reason: String::new() };
     let run = place.up.command_run(&ns(), &waits, signal, &operator()).await.unwrap();
     assert!(run.has_ended(), "{:?}", run.state);
     place.close().await;

@@ -30,7 +30,7 @@ async fn ask(house: &House, subject: &str, message: impl Into<Bytes>) -> Result<
 }
 
 async fn signal(house: &House, run: &RunId, name: &str, payload: Value) -> SignalReply {
-    let message = serde_json::to_vec(&Signal { protocol: PROTOCOL, payload }).unwrap();
+    let message = serde_json::to_vec(&Signal { protocol: PROTOCOL, payload, reason: "by hand".to_owned() }).unwrap();
     ask(house, &subjects().signal(run.as_str(), name, "ci"), message).await.unwrap()
 }
 

@@ -22,7 +22,7 @@ fn waiting(wait: &str) -> String {
 }
 
 fn signal(payload: Value) -> Command {
-    Command::Signal { signal: "approved".to_owned(), payload: Arc::new(payload) }
+    Command::Signal { signal: "approved".to_owned(), payload: Arc::new(payload), reason: String::new() }
 }
 
 #[tokio::test(start_paused = true)]
@@ -61,7 +61,7 @@ async fn a_signal_is_journalled_before_it_is_answered_and_asked_again_after_a_cr
     house.ended(&run.id).await;
     let late = house.up.command_run(&ns(), &run.id, signal(json!({})), &operator()).await.unwrap_err();
     assert_eq!(late.code, "RUN_ENDED");
-    let unknown = Command::Signal { signal: "other".to_owned(), payload: Arc::new(json!({})) };
+    let unknown = Command::Signal { signal: "other".to_owned(), payload: Arc::new(json!({})), reason: String::new() };
     assert_eq!(house.up.command_run(&ns(), &run.id, unknown, &operator()).await.unwrap_err().code, "SIGNAL_NOT_FOUND");
 }
 

@@ -477,6 +477,9 @@ pub struct Signal {
     /// The output of the step that waits; an empty object when absent.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub payload: Value,
+    /// Why, for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
 }
 
 /// Answer to [`Signal`].

@@ -124,6 +124,7 @@ impl Coordinator {
                 heard.statuses.push(serde_json::from_slice(payload).unwrap());
                 Some(bytes(&StatusReply { orders: Vec::new() }))
             }
+            AgentSubject::Signal => panic!("an agent signals nothing"),
             AgentSubject::Log => {
                 heard.lines.push(serde_json::from_slice(payload).unwrap());
                 None

@@ -123,6 +123,9 @@ pub(crate) struct SignalArgs {
     /// What comes with it, as JSON: the output of the steps that wait for it.
     #[arg(long, value_name = "JSON")]
     pub(crate) payload: Option<String>,
+    /// Why, for people; journalled. May be left out.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub(crate) reason: String,
 }
 
 /// A command on a run, and why.

@@ -148,8 +148,8 @@ async fn resume(app: &App, args: ReasonArgs) -> Result<Exit> {
 async fn signal(app: &App, args: SignalArgs) -> Result<Exit> {
     let payload = args.payload.as_deref().map(|text| message_of("--payload", text)).transpose()?;
     let client = app.client().await?;
-    let (name, signal) = (client.name("runs", &args.run), args.signal);
-    let request = v1::SignalRunRequest { name, signal, payload, ..v1::SignalRunRequest::default() };
+    let (name, signal, reason) = (client.name("runs", &args.run), args.signal, args.reason);
+    let request = v1::SignalRunRequest { name, signal, payload, reason, ..v1::SignalRunRequest::default() };
     changed(app, client.runs().signal_run(client.soon(request)).await.map_err(|s| client.error(&s))?.get_ref())
 }
 

@@ -136,7 +136,7 @@ impl Run {
                 let gate = Gate { verdict: *verdict, criteria: criteria.clone(), at };
                 self.active_phase(phase, touched).map(|phase| phase.gate = Some(gate))
             }
-            Event::SignalReceived { signal, payload } => self.signal_received(signal, payload, touched),
+            Event::SignalReceived { signal, payload, reason: _ } => self.signal_received(signal, payload, touched),
             Event::WallClockMoved { ahead_ms } => self.wall_clock_moved(*ahead_ms, touched),
             Event::PhaseEnded { phase, outcome } => self.phase_ended(at, phase, *outcome, touched),
             Event::MilestoneAtRisk { phase } => self.milestone(at, phase, MilestoneState::AtRisk, touched),

@@ -114,6 +114,8 @@ pub enum Command {
         signal: String,
         /// What comes with it.
         payload: Arc<Value>,
+        /// Why it is sent; may be empty.
+        reason: String,
     },
     /// Try a step again that failed or that asks.
     RetryStep {

@@ -132,7 +132,7 @@ impl Run {
             Command::Pause { reason } => person::pause(self, reason, now),
             Command::AcceptLoss => person::accept_loss(self, now),
             Command::Resume { reason } => person::resume(self, reason, now),
-            Command::Signal { signal, payload } => person::signal(self, signal, payload),
+            Command::Signal { signal, payload, reason } => person::signal(self, signal, payload, reason),
             Command::RetryStep { step, reason } => person::retry(self, step, reason, now),
             Command::ResolveStep { step, resolution, reason, output } => {
                 let answer = person::Answer { resolution: *resolution, reason, output: output.as_ref() };

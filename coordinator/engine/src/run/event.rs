@@ -145,6 +145,9 @@ pub enum Event {
         signal: String,
         /// What came with it.
         payload: Arc<Value>,
+        /// Why it was sent; may be empty.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        reason: String,
     },
     /// The wall clock is not where it was, beside the times in the journal: what waits for a moment of it is woken at another
     /// time of those.

@@ -34,7 +34,11 @@ fn signals(world: &World) -> Vec<(String, Command)> {
     let mut all = Vec::new();
     for planned in &world.run.plan.steps {
         if let Some(PlannedWait::Signal { name, .. }) = &planned.wait {
-            let signal = Command::Signal { signal: name.clone(), payload: Arc::new(json!({ "ok": true })) };
+            let signal = Command::Signal {
+                signal: name.clone(),
+                payload: Arc::new(json!({ "ok": true })),
+                reason: String::new(),
+            };
             all.push((name.clone(), signal));
         }
     }

@@ -141,7 +141,8 @@ fn sentence(event: &Event) -> String {
         Event::OwnerReminded { subject: Subject::Step { step }, .. } => {
             format!("the owner was told that step {step} waits")
         }
-        Event::SignalReceived { signal, .. } => format!("signal {signal} has come"),
+        Event::SignalReceived { signal, reason, .. } if reason.is_empty() => format!("signal {signal} has come"),
+        Event::SignalReceived { signal, reason, .. } => format!("signal {signal} has come: {reason}"),
         Event::GateJudged { phase, verdict, .. } => format!("gate of phase {phase} {}", verdict_text(*verdict)),
         Event::WallClockMoved { ahead_ms } => wall_clock(*ahead_ms),
         Event::PhaseEnded { phase, outcome } => format!("phase {phase} {}", phase_text(*outcome)),

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::{
     api::error::{Reason, bad_field},
-    control::PlaybookSource,
+    control::{MAX_REASON_CHARS, PlaybookSource},
 };
 
 /// Items on a page where the caller asks for none.
@@ -16,8 +16,6 @@ pub const DEFAULT_PAGE_SIZE: usize = 50;
 pub const MAX_PAGE_SIZE: usize = 1_000;
 /// A page ends early rather than be larger than this, in bytes: what others say of themselves may be long.
 const PAGE_BYTES: usize = 1024 * 1024;
-/// Longest reason or note, in characters.
-const MAX_TEXT: usize = 1_000;
 /// Longest page token, in bytes.
 const MAX_PAGE_TOKEN: usize = 512;
 
@@ -189,11 +187,11 @@ pub fn reason(text: String) -> Result<String, Status> {
 
 /// A text of people, within the limit.
 pub fn short_text(field: &str, text: String) -> Result<String, Status> {
-    if text.chars().count() > MAX_TEXT {
+    if text.chars().count() > MAX_REASON_CHARS {
         return Err(bad_field(
             Reason::FieldInvalid,
             field,
-            format!("`{field}` is longer than {MAX_TEXT} characters"),
+            format!("`{field}` is longer than {MAX_REASON_CHARS} characters"),
             "say it shorter",
         ));
     }

@@ -88,7 +88,7 @@ pub(super) fn resume(run: &Run, reason: &str, now: Timestamp) -> Result<Vec<Even
     Ok(events)
 }
 
-pub(super) fn signal(run: &Run, signal: &str, payload: &Arc<Value>) -> Result<Vec<Event>, Rejection> {
+pub(super) fn signal(run: &Run, signal: &str, payload: &Arc<Value>, reason: &str) -> Result<Vec<Event>, Rejection> {
     let named = |wait: &Option<PlannedWait>| matches!(wait, Some(PlannedWait::Signal { name, .. }) if name == signal);
     if !run.plan.steps.iter().any(|planned| named(&planned.wait)) {
         return Err(Rejection::UnknownSignal(signal.to_owned()));
@@ -99,7 +99,11 @@ pub(super) fn signal(run: &Run, signal: &str, payload: &Arc<Value>) -> Result<Ve
     if run.signals.contains_key(signal) {
         return Ok(Vec::new());
     }
-    Ok(vec![Event::SignalReceived { signal: signal.to_owned(), payload: Arc::clone(payload) }])
+    Ok(vec![Event::SignalReceived {
+        signal: signal.to_owned(),
+        payload: Arc::clone(payload),
+        reason: reason.to_owned(),
+    }])
 }
 
 pub(super) fn retry(run: &Run, id: &StepId, reason: &str, now: Timestamp) -> Result<Vec<Event>, Rejection> {
