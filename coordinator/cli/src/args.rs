@@ -125,6 +125,9 @@ pub(crate) enum Command {
     /// directory nothing is changed; the time of a sync is measured with a file that is deleted.
     Doctor(DoctorArgs),
     /// Measure this machine: steps per second, latency, syncs, beside what it can do at best.
+    ///
+    /// A figure that does not reach its floor is marked, and named in the last line. The exit code is 0 all the same: a floor is for a
+    /// person to judge.
     Bench(crate::bench::BenchArgs),
     /// The other side of a limit's measurement.
     #[command(hide = true)]

@@ -20,7 +20,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::{Figure, STEPS_PER_RUN};
+use super::{Figure, Floor, STEPS_PER_RUN};
 
 pub(crate) const NAMESPACE: &str = "namespaces/default";
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -91,9 +91,9 @@ impl Cluster {
         tokio::time::sleep(time).await;
         let used = Duration::from_nanos(self.serve.cpu_ns()?.saturating_sub(before));
         Ok(vec![
-            Figure::new("idle_rss_mb", self.resident_mb()?, "MB").held("40", "20"),
+            Figure::new("idle_rss_mb", self.resident_mb()?, "MB").held(Floor::AtMost(40.0), "20"),
             Figure::new("idle_cpu_percent", used.as_secs_f64() / time.as_secs_f64() * 100.0, "percent")
-                .held("0.5", "0.2"),
+                .held(Floor::AtMost(0.5), "0.2"),
         ])
     }
 

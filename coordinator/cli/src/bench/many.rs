@@ -24,7 +24,7 @@ use muster_proto::v1::{
 use tonic::transport::Channel;
 
 use super::{
-    Figure,
+    Figure, Floor,
     cluster::{Cluster, NAMESPACE},
     limits,
 };
@@ -55,10 +55,10 @@ pub(crate) async fn open_runs(cluster: &mut Cluster) -> anyhow::Result<Vec<Figur
     serving(cluster).await?;
     let recovery = killed.elapsed().as_secs_f64();
     Ok(vec![
-        Figure::new("open_10000_rss_mb", resident, "MB").held("150", ""),
-        Figure::new("open_10000_get_run_p99_ms", get_ms, "ms").held("20", ""),
-        Figure::new("open_10000_list_runs_p99_ms", list_ms, "ms").held("20", ""),
-        Figure::new("open_10000_kill_to_serving_s", recovery, "s").held("2", ""),
+        Figure::new("open_10000_rss_mb", resident, "MB").held(Floor::AtMost(150.0), ""),
+        Figure::new("open_10000_get_run_p99_ms", get_ms, "ms").held(Floor::AtMost(20.0), ""),
+        Figure::new("open_10000_list_runs_p99_ms", list_ms, "ms").held(Floor::AtMost(20.0), ""),
+        Figure::new("open_10000_kill_to_serving_s", recovery, "s").held(Floor::AtMost(2.0), ""),
     ])
 }
 
@@ -83,11 +83,13 @@ pub(crate) async fn sleepers(cluster: &mut Cluster) -> anyhow::Result<Vec<Figure
     ended(cluster, &name).await?;
     let first_done = killed.elapsed().as_secs_f64();
     Ok(vec![
-        Figure::new("sleepers_100000_rss_mb", resident, "MB").beside(660.0, "the best peer").held("300", ""),
-        Figure::new("timers_10000_late_s", late.max(0.0), "s").held("2", ""),
+        Figure::new("sleepers_100000_rss_mb", resident, "MB")
+            .beside(660.0, "the best peer")
+            .held(Floor::AtMost(300.0), ""),
+        Figure::new("timers_10000_late_s", late.max(0.0), "s").held(Floor::AtMost(2.0), ""),
         Figure::new("sleepers_100000_kill_to_first_done_s", first_done, "s")
             .beside(11.4, "the best peer")
-            .held("5", ""),
+            .held(Floor::AtMost(5.0), ""),
     ])
 }
 
@@ -113,7 +115,7 @@ pub(crate) async fn agents(cluster: &Cluster, time: Duration) -> anyhow::Result<
     }
     #[expect(clippy::cast_precision_loss, reason = "counts of a few seconds")]
     let per_second = syncs as f64 / (time * 2).as_secs_f64();
-    Ok(vec![Figure::new("agents_500_syncs_per_s", per_second, "syncs/s").held("1", "0")])
+    Ok(vec![Figure::new("agents_500_syncs_per_s", per_second, "syncs/s").held(Floor::AtMost(1.0), "0")])
 }
 
 /// One agent that registers and beats for ever, as often as it is told to.

@@ -28,14 +28,25 @@ fn failed(error: &anyhow::Error) -> CliError {
 
 fn view(report: &BenchReport) -> View {
     let rows = report.figures.iter().map(row);
-    let head = ["FIGURE", "VALUE", "UNIT", "LIMIT", "RATIO", "FLOOR", "AIM", "LIMIT IS"];
+    let head = ["FIGURE", "VALUE", "UNIT", "LIMIT", "RATIO", "FLOOR", "MET", "AIM", "LIMIT IS"];
     View::new(vec![
         Block::Fields(vec![
             ("Machine", report.machine.clone()),
             ("Journal", format!("{} batches, all verified", report.journal_batches)),
         ]),
         Block::Table(Table::new(&head, "Nothing was measured.").rows(rows)),
+        Block::Text(summary(&report.figures)),
     ])
+}
+
+/// How many floors there are, and which are missed.
+fn summary(figures: &[Figure]) -> String {
+    let held = figures.iter().filter(|figure| figure.met.is_some()).count();
+    let missed: Vec<&str> = figures.iter().filter(|f| f.met == Some(false)).map(|f| f.name.as_str()).collect();
+    match missed.len() {
+        0 => format!("none of {held} floors missed"),
+        count => format!("{count} of {held} floors missed: {}", missed.join(", ")),
+    }
 }
 
 fn row(figure: &Figure) -> Vec<String> {
@@ -45,7 +56,12 @@ fn row(figure: &Figure) -> Vec<String> {
         figure.unit.to_owned(),
         figure.limit.map(number).unwrap_or_default(),
         figure.ratio.map(number).unwrap_or_default(),
-        figure.floor.to_owned(),
+        figure.floor.clone(),
+        match figure.met {
+            Some(true) => "yes".to_owned(),
+            Some(false) => "MISSED".to_owned(),
+            None => String::new(),
+        },
         figure.aim.to_owned(),
         figure.limit_is.to_owned(),
     ]
@@ -53,4 +69,32 @@ fn row(figure: &Figure) -> Vec<String> {
 
 fn number(value: f64) -> String {
     if value >= 100.0 { format!("{value:.0}") } else { format!("{value:.2}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missed_floor_is_marked_in_table_json_and_last_line() {
+        let report = BenchReport { machine: "a machine".to_owned(), figures: bench::samples(), journal_batches: 7 };
+        let text = view(&report).to_string();
+        let line = |name: &str| text.lines().find(|line| line.starts_with(name)).expect("it is shown").to_owned();
+        for (name, word) in [
+            ("fast", "yes"),
+            ("slow", "MISSED"),
+            ("small", "yes"),
+            ("big", "MISSED"),
+            ("near", "yes"),
+            ("far", "MISSED"),
+        ] {
+            assert!(line(name).contains(word), "{name}: {text}");
+        }
+        assert!(!line("free").contains("yes") && !line("free").contains("MISSED"), "{text}");
+        assert_eq!(text.lines().last(), Some("3 of 6 floors missed: slow, big, far"));
+        let json = serde_json::to_value(&report).unwrap();
+        let met: Vec<_> = json["figures"].as_array().unwrap().iter().map(|figure| figure["met"].as_bool()).collect();
+        assert_eq!(met, [Some(true), Some(false), Some(true), Some(false), Some(true), Some(false), None]);
+        assert_eq!(summary(&report.figures[..1]), "none of 1 floors missed");
+    }
 }
