@@ -20,6 +20,7 @@ mod explain;
 mod figures;
 mod history;
 mod intake;
+mod leave;
 mod listed;
 mod logs;
 mod new_life;
@@ -399,6 +400,7 @@ impl Shared {
             if let Some(jump_ms) = self.clock.jumped() {
                 self.clock_jumped(jump_ms, fetch).await;
             }
+            self.end_leavers();
             figures::measure(self);
             let now = self.clock.now();
             self.remind_of_quarantine(now);

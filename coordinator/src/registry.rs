@@ -3,6 +3,7 @@
 //! What has to survive a restart is journalled ([`records`]); leases, holds and placement are memory, and are filled again
 //! by the registrations that follow a restart. Nothing here does I/O: callers journal first and tell afterwards.
 
+mod leave;
 mod limits;
 pub(crate) mod placement;
 pub(crate) mod records;
@@ -49,11 +50,13 @@ struct State {
 struct Agent {
     record: AgentRecord,
     lease: Lease,
-    last_beat_at: Timestamp,
+    /// None: not heard since the coordinator started.
+    last_beat_at: Option<Timestamp>,
     /// Its silence counts from here: the last beat, or the end of a time in which nobody could be heard.
     lease_from: Timestamp,
     /// Its process said that it takes nothing new.
     leaving: bool,
+    goodbye: Goodbye,
     holds: HashSet<AttemptKey>,
 }
 
@@ -64,6 +67,17 @@ enum Lease {
     Alive,
     Suspect,
     Lost,
+    /// It has said that it ends, and that is journalled.
+    Ended,
+}
+
+/// Whether a process has said its last word.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Goodbye {
+    No,
+    Said,
+    /// It is on its way into the journal.
+    Noted,
 }
 
 /// What a registration comes to.
@@ -134,13 +148,18 @@ impl Registry {
     pub(crate) fn restore(&self, namespace: Namespace, name: AgentName, record: AgentRecord, now: Timestamp) {
         let mut state = self.lock();
         let offer = offer_of(&namespace, &name, &record.profile);
+        let instance = record.profile.instance.clone();
         let lease = if record.forgotten {
             Lease::Lost
+        } else if record.ended {
+            state.table.set(&instance, offer, Availability::Ended);
+            Lease::Ended
         } else {
-            state.table.set(&record.profile.instance.clone(), offer, Availability::Away);
+            state.table.set(&instance, offer, Availability::Away);
             Lease::Away
         };
-        let agent = Agent { record, lease, last_beat_at: now, lease_from: now, leaving: false, holds: HashSet::new() };
+        let (goodbye, holds) = (Goodbye::No, HashSet::new());
+        let agent = Agent { record, lease, last_beat_at: None, lease_from: now, leaving: false, goodbye, holds };
         state.agents.insert((namespace, name), agent);
         state.generation += 1;
     }
@@ -177,7 +196,7 @@ impl Registry {
                 return Admission::InUse(current.instance.clone());
             }
         }
-        let is_new = *current != profile || agent.record.forgotten;
+        let is_new = *current != profile || agent.record.forgotten || agent.record.ended;
         let journal = is_new.then_some((agent.record.seq, profile));
         Admission::Welcome { journal }
     }
@@ -197,12 +216,13 @@ impl Registry {
         let instance = profile.instance.clone();
         let key = (namespace.clone(), name.clone());
         let before = state.agents.remove(&key);
+        let had_ended = before.as_ref().is_some_and(|b| b.lease == Lease::Ended);
         let mut admitted = Admitted::default();
         if let Some(old) = before.as_ref().map(|b| &b.record.profile)
             && old.instance != instance
         {
             let at_old = (old.instance.clone(), state.table.runs_at(&old.instance));
-            if !proves_dead(register, old) {
+            if !proves_dead(register, old) && !had_ended {
                 admitted.replaced = Some(at_old);
             }
             state.table.set_availability(&old.instance, Availability::Replaced);
@@ -222,11 +242,12 @@ impl Registry {
         state.table.registers_with(&instance, &register.holds);
         state.table.set(&instance, offer, availability);
         let agent = Agent {
-            record: AgentRecord { seq, profile, draining, forgotten: false },
+            record: AgentRecord { seq, profile, draining, ended: false, forgotten: false },
             lease: Lease::Alive,
-            last_beat_at: now,
+            last_beat_at: Some(now),
             lease_from: now,
             leaving: false,
+            goodbye: Goodbye::No,
             holds: register.holds.iter().cloned().collect(),
         };
         state.agents.insert(key, agent);
@@ -240,19 +261,22 @@ impl Registry {
         let state = &mut *guard;
         let Some(agent) = state.agents.get_mut(&(namespace.clone(), name.clone())) else { return Pulse::Unknown };
         let instance = agent.record.profile.instance.clone();
-        if agent.lease == Lease::Away || agent.record.forgotten || instance.as_str() != beat.instance {
+        let gone = agent.record.forgotten || agent.record.ended;
+        if agent.lease == Lease::Away || gone || instance.as_str() != beat.instance {
             return Pulse::Unknown;
         }
         let was_lost = agent.lease == Lease::Lost;
-        let was_open = agent.lease == Lease::Alive && agent.leaving == beat.draining;
-        (agent.last_beat_at, agent.lease_from) = (now, now);
+        let leaving = beat.draining || beat.ending;
+        let was_open = agent.lease == Lease::Alive && agent.leaving == leaving;
+        (agent.last_beat_at, agent.lease_from) = (Some(now), now);
         agent.lease = Lease::Alive;
-        agent.leaving = beat.draining;
+        agent.leaving = leaving;
+        agent.goodbye = if beat.ending { Goodbye::Said } else { Goodbye::No };
         agent.holds = beat.holds.into_iter().collect();
         state.table.says_it_holds(&instance, &agent.holds);
         let draining = agent.record.draining;
         if !was_open {
-            let closed = draining || beat.draining;
+            let closed = draining || leaving;
             let availability = if closed { Availability::Draining } else { Availability::Open };
             state.table.set_availability(&instance, availability);
         }
@@ -272,12 +296,14 @@ impl Registry {
         for agent in state.agents.values_mut() {
             let silent_ms = ms_between(agent.lease_from, now);
             let instance = &agent.record.profile.instance;
-            let may_be_lost = agent.lease != Lease::Lost;
+            // Who has said goodbye is not lost, unless something may be at work there.
+            let leaves = agent.goodbye != Goodbye::No && state.table.busy(instance).0 == 0;
+            let may_be_lost = !matches!(agent.lease, Lease::Lost | Lease::Ended) && !leaves;
             if may_be_lost && silent_ms >= self.leases.lost_after_ms {
                 agent.lease = Lease::Lost;
                 state.table.set_availability(instance, Availability::Lost);
                 lost.push((instance.clone(), state.table.runs_at(instance)));
-            } else if agent.lease == Lease::Alive && silent_ms >= self.leases.suspect_after_ms {
+            } else if agent.lease == Lease::Alive && !leaves && silent_ms >= self.leases.suspect_after_ms {
                 agent.lease = Lease::Suspect;
                 state.table.set_availability(instance, Availability::Suspect);
             }
@@ -291,7 +317,8 @@ impl Registry {
         let state = &mut *guard;
         for agent in state.agents.values_mut() {
             agent.lease_from = now;
-            if agent.lease == Lease::Alive && ms_between(agent.last_beat_at, now) >= self.leases.suspect_after_ms {
+            let silent_ms = agent.last_beat_at.map_or(0, |at| ms_between(at, now));
+            if agent.lease == Lease::Alive && silent_ms >= self.leases.suspect_after_ms {
                 agent.lease = Lease::Suspect;
                 state.table.set_availability(&agent.record.profile.instance, Availability::Suspect);
             }
@@ -323,7 +350,7 @@ impl Registry {
         let state = self.lock();
         let agent = state.agents.get(&(namespace.clone(), name.clone())).filter(|agent| !agent.record.forgotten)?;
         let (seq, instance) = (agent.record.seq, agent.record.profile.instance.clone());
-        if agent.lease != Lease::Lost {
+        if !matches!(agent.lease, Lease::Lost | Lease::Ended) {
             return Some(Forgettable::Answers);
         }
         // Attempts of runs that have ended are waited for by nobody.
@@ -411,7 +438,7 @@ impl Registry {
         let heard = |id: &InstanceId| {
             let of =
                 state.agents.iter().find(|((ns, _), agent)| ns == namespace && agent.record.profile.instance == *id);
-            of.filter(|(_, agent)| agent.lease != Lease::Away).map(|(_, agent)| agent.last_beat_at)
+            of.and_then(|(_, agent)| agent.last_beat_at)
         };
         state.table.why_not(namespace, wish, heard)
     }
@@ -491,6 +518,7 @@ fn view_of(table: &Table, key: &(Namespace, AgentName), agent: &Agent) -> AgentV
     let profile = &agent.record.profile;
     let state = match agent.lease {
         Lease::Lost => "LOST",
+        Lease::Ended => "ENDED",
         Lease::Away | Lease::Alive if agent.record.draining || agent.leaving => "DRAINING",
         Lease::Away | Lease::Suspect => "SUSPECT",
         Lease::Alive => "READY",
@@ -507,7 +535,7 @@ fn view_of(table: &Table, key: &(Namespace, AgentName), agent: &Agent) -> AgentV
         slots: profile.slots,
         busy,
         busy_of_ended_runs,
-        last_beat_at: (agent.lease != Lease::Away).then_some(agent.last_beat_at),
+        last_beat_at: agent.last_beat_at,
         actions: profile.actions.iter().map(|a| (a.name.clone(), a.version.clone())).collect(),
         software: profile.software.clone(),
     }

@@ -141,7 +141,7 @@ impl Worker {
         let (shared, left, logs) = Shared::open(self)?;
         let Some(tasks) = shared.subscribe(&shutdown).await? else { return Ok(()) };
         let mut duties = JoinSet::new();
-        duties.spawn(session::keep(shared.clone()));
+        let beats = duties.spawn(session::keep(shared.clone()));
         duties.spawn(attempt::serve(shared.clone(), tasks));
         duties.spawn(voice::tell(shared.clone()));
         duties.spawn(micro::answer(shared.clone()));
@@ -163,6 +163,10 @@ impl Worker {
         if tokio::time::timeout(CLOSE_WITHIN, shared.attempts.wait()).await.is_err() {
             tracing::warn!("some reports were not handed over in time");
         }
+        // Nothing else ends now. A beat after the goodbye would take it back.
+        beats.abort();
+        let _ = duties.join_next().await;
+        session::say_goodbye(&shared).await;
         tracing::info!(agent = shared.config.agent, "the agent has ended");
         Ok(())
     }

@@ -387,6 +387,10 @@ async fn drains_when_told_by_either_side() {
         agent.act.go.notify_one();
         coordinator.outcome(&task).await;
         agent.end().await.unwrap();
+        let heard = coordinator.heard();
+        let last = heard.beats.last().unwrap();
+        assert_eq!((last.ending, last.draining, last.holds.len()), (true, true, 0), "its last word");
+        assert_eq!(heard.beats.iter().filter(|beat| beat.ending).count(), 1);
     }
 }
 

@@ -52,7 +52,7 @@ pub(super) fn agent_not_found(name: &AgentName) -> ControlError {
 }
 
 pub(super) fn agent_answers(name: &AgentName) -> ControlError {
-    let hint = format!("muster agent drain {name} lets it end; it can be forgotten as soon as it is lost");
+    let hint = format!("muster agent drain {name} lets it end; it can be forgotten as soon as it has ended or is lost");
     error(ControlErrorKind::FailedPrecondition, "AGENT_ANSWERS", format!("agent {name} is not lost"), &hint)
 }
 

@@ -184,7 +184,7 @@ impl Shared {
             return self.answer_beat(delivery, true, Vec::new());
         }
         let instance = InstanceId::from(beat.instance.as_str());
-        let holds = beat.holds.clone();
+        let (holds, ending) = (beat.holds.clone(), beat.ending);
         match self.registry.beat(&namespace, &agent, beat, self.clock.now()) {
             Pulse::Unknown => self.answer_beat(delivery, true, Vec::new()),
             Pulse::Alive { orders, found } => {
@@ -197,6 +197,9 @@ impl Shared {
                     }
                 }
                 self.answer_beat(delivery, false, orders);
+                if ending {
+                    self.end_leavers();
+                }
             }
         }
     }

@@ -249,6 +249,7 @@ fn of_agent(event: &AgentEvent) -> (&'static str, Value) {
     match event {
         AgentEvent::AgentRegistered(profile) => ("agent_registered", registered(profile)),
         AgentEvent::AgentDrained { instance } => ("agent_drained", json!({"instance": instance})),
+        AgentEvent::AgentEnded { instance } => ("agent_ended", json!({"instance": instance})),
         AgentEvent::AgentForgotten { instance } => ("agent_forgotten", json!({"instance": instance})),
     }
 }

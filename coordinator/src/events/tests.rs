@@ -75,6 +75,7 @@ fn every_kind_is_golden_and_on_the_page() {
     }
     let all = [
         "agent_drained",
+        "agent_ended",
         "agent_forgotten",
         "agent_registered",
         "cancel_requested",

@@ -78,6 +78,8 @@ pub(crate) enum Availability {
     Lost,
     /// It takes nothing new.
     Draining,
+    /// It has said that it ends.
+    Ended,
     /// Another process has its agent's name, or it is proven dead.
     Replaced,
 }
@@ -348,6 +350,7 @@ impl Instance {
                 | Availability::Suspect
                 | Availability::Lost
                 | Availability::Draining
+                | Availability::Ended
                 | Availability::Replaced) => Some(Misfit::Not(other)),
             },
             |_, id, wish| wish.excluded.contains(id).then_some(Misfit::Refused),

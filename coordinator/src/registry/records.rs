@@ -20,6 +20,11 @@ pub(crate) enum AgentEvent {
         /// Which process.
         instance: InstanceId,
     },
+    /// This process has said that it ends, and held nothing.
+    AgentEnded {
+        /// Which process.
+        instance: InstanceId,
+    },
     /// A person says that this process will not come back: the agent is listed no more, until it registers again.
     AgentForgotten {
         /// Which process.
@@ -52,6 +57,9 @@ pub(crate) struct AgentRecord {
     /// The process that registered last shall be given nothing new.
     #[serde(default)]
     pub(crate) draining: bool,
+    /// The process that registered last has ended as planned.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) ended: bool,
     /// It is listed no more, and offers nothing; what it was is kept for the numbers of its stream.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) forgotten: bool,
@@ -79,10 +87,13 @@ impl AgentRecord {
         match event {
             AgentEvent::AgentRegistered(profile) => {
                 let draining = before.is_some_and(|b| b.draining && b.profile.instance == profile.instance);
-                Some(Self { seq, profile: *profile, draining, forgotten: false })
+                Some(Self { seq, profile: *profile, draining, ended: false, forgotten: false })
             }
             AgentEvent::AgentDrained { instance } => {
                 before.map(|b| Self { seq, draining: b.draining || b.profile.instance == instance, ..b })
+            }
+            AgentEvent::AgentEnded { instance } => {
+                before.map(|b| Self { seq, ended: b.ended || b.profile.instance == instance, ..b })
             }
             AgentEvent::AgentForgotten { instance } => {
                 before.map(|b| Self { seq, forgotten: b.forgotten || b.profile.instance == instance, ..b })

@@ -464,3 +464,46 @@ async fn a_newer_compatible_version_stands_for_the_planned_one_and_no_other_does
         }
     }
 }
+
+async fn named(house: &House) -> String {
+    house.up.agent(&ns(), &"infra-1".into()).await.unwrap().state.to_owned()
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_says_goodbye_has_ended_also_after_a_restart_and_is_replaced_at_once() {
+    let mut house = House::open().await;
+    let agent = house.agent("infra-1").await;
+    assert!(!agent.say_goodbye().await.register_again);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(named(&house).await, "ENDED");
+    let run = house.start(&playbook(&[SHORT], "")).await;
+    let why = house.up.explain_run(&ns(), &run.id).await.unwrap();
+    assert!(why[0].waits_for.contains("infra-1 has ended"), "{why:?}");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(named(&house).await, "ENDED", "it is not lost");
+    house.crash_and_reopen().await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(named(&house).await, "ENDED", "it is not lost after a restart");
+    let mut next = Agent::start(house.bus.clone(), "infra-1", "i2", |_| {}).await;
+    assert!(agent.say_goodbye().await.register_again, "a late word of the old process");
+    next.succeed(1).await;
+    house.ended(&run.id).await;
+    assert_eq!(named(&house).await, "READY");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_goodbye_with_work_in_its_hands_is_a_silence_and_proves_nothing() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let run = house.start(&playbook(&["id: s0, action: test.work, timeout: 10m"], "")).await;
+    let task = agent.next(TaskReply::Accepted).await;
+    agent.beat.lock().unwrap().holds = vec![task.key.clone()];
+    agent.say_goodbye().await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(named(&house).await, "DRAINING");
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(named(&house).await, "LOST");
+    let step = &house.run(&run.id).await.steps[0];
+    let (_, attempt) = step.live_attempt().expect("nothing says that it has ended");
+    assert!(attempt.lost_at.is_some());
+}

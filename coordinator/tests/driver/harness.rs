@@ -263,8 +263,13 @@ impl Agent {
                 }
             }
         });
-        let beat =
-            Beat { cluster: CLUSTER.to_owned(), instance: instance.to_owned(), holds: Vec::new(), draining: false };
+        let beat = Beat {
+            cluster: CLUSTER.to_owned(),
+            instance: instance.to_owned(),
+            holds: Vec::new(),
+            draining: false,
+            ending: false,
+        };
         let agent = Self {
             bus,
             name: name.to_owned(),
@@ -298,6 +303,13 @@ impl Agent {
 
     pub(crate) fn fall_silent(&self) {
         self.beating.store(false, Ordering::SeqCst);
+    }
+
+    /// The last word of this process; another one says it as well as this one.
+    pub(crate) async fn say_goodbye(&self) -> BeatReply {
+        self.fall_silent();
+        let beat = Beat { ending: true, ..self.beat.lock().unwrap().clone() };
+        self.ask(&subjects().beat(&self.name), &beat).await
     }
 
     pub(crate) fn speak_again(&self) {

@@ -394,6 +394,10 @@ pub struct Beat {
     /// It takes nothing new.
     #[serde(default)]
     pub draining: bool,
+    /// Its last word: this process ends as it was told to, and takes nothing new. What it still `holds` is not proven to have
+    /// ended by this.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ending: bool,
 }
 
 /// Answer to [`Beat`].

@@ -136,7 +136,7 @@ fn a_stranger_may_leave_out_what_is_optional() {
     let register: Register = serde_json::from_value(least).unwrap();
     assert_eq!((register.slots, register.durable, register.host), (1, false, None));
     let beat: Beat = serde_json::from_value(json!({"cluster": "c", "instance": "i"})).unwrap();
-    assert_eq!((beat.holds.len(), beat.draining), (0, false));
+    assert_eq!((beat.holds.len(), beat.draining, beat.ending), (0, false, false));
     let report = json!({"cluster": "c", "instance": "i", "run": "r", "step": "s", "attempt": 1,
         "report": {"kind": "finished", "outcome": {"result": "succeeded"}}});
     serde_json::from_value::<Report>(report).unwrap();

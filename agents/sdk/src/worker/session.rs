@@ -10,6 +10,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::{Shared, WorkerError};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// A process that ends does not wait long for the answer to its last word.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Between tries while another process of this name answers; it counts as lost after 30 s.
@@ -33,7 +35,7 @@ pub(super) async fn keep(shared: Arc<Shared>) -> Result<(), WorkerError> {
                 // At once, so that the coordinator stops sending tasks.
                 () = shared.draining.cancelled(), if !said_draining => said_draining = true,
             }
-            match beat(&shared).await {
+            match beat(&shared, false).await {
                 Ok(BeatReply { register_again: true, .. }) => break,
                 Ok(BeatReply { register_again: false, .. }) => unanswered = 0,
                 Err(error) => {
@@ -134,14 +136,25 @@ fn message(shared: &Shared) -> Register {
     }
 }
 
-async fn beat(shared: &Shared) -> Result<BeatReply, String> {
+/// The last word of this process, so that nobody takes it for lost. It is said once, to whom it may concern: without it all
+/// goes the way of a silence.
+pub(super) async fn say_goodbye(shared: &Shared) {
+    if *shared.registered.borrow() == 0 {
+        return;
+    }
+    if let Ok(Err(error)) = tokio::time::timeout(GOODBYE_WITHIN, beat(shared, true)).await {
+        tracing::debug!(error, "nobody has heard the goodbye");
+    }
+}
+
+async fn beat(shared: &Shared, ending: bool) -> Result<BeatReply, String> {
     let budget = shared.bus.max_payload().saturating_sub(OTHER);
     let (holds, cluster, draining) = {
         let book = shared.book();
         (book.names(|_| true, budget), book.cluster().unwrap_or_default(), book.is_draining())
     };
     let asked = Instant::now();
-    let beat = Beat { cluster, instance: shared.instance.clone(), holds, draining };
+    let beat = Beat { cluster, instance: shared.instance.clone(), holds, draining, ending };
     let reply: BeatReply = ask(shared, &shared.subjects.beat(&shared.config.agent), &beat).await?;
     shared.clock.learn(asked, reply.now_ms);
     shared.obey(&reply.orders);

@@ -153,7 +153,7 @@ async fn beat(bus: &NatsBus, name: &str, registered: &AtomicUsize) -> anyhow::Re
         }
     };
     registered.fetch_add(1, Ordering::Relaxed);
-    let beat = Beat { cluster, instance, holds: Vec::new(), draining: false };
+    let beat = Beat { cluster, instance, holds: Vec::new(), draining: false, ending: false };
     loop {
         let answer = bus.request(&subjects.beat(name), serde_json::to_vec(&beat)?.into(), limit).await?;
         let answer: BeatReply = serde_json::from_slice(&answer)?;

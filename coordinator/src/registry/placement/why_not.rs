@@ -57,7 +57,7 @@ impl Instance {
             Misfit::Not(Availability::Suspect) => format!("has not answered{silent}"),
             Misfit::Not(Availability::Lost) => format!("lost, silent{silent}"),
             Misfit::Not(Availability::Draining) => "is draining".to_owned(),
-            Misfit::Not(Availability::Replaced) => "has ended".to_owned(),
+            Misfit::Not(Availability::Ended | Availability::Replaced) => "has ended".to_owned(),
             Misfit::Refused => "refused this step".to_owned(),
             Misfit::Host => {
                 let wanted = wish.host.as_ref().map_or("", HostLabel::as_str);

@@ -98,7 +98,13 @@ async fn distance(bus: &NatsBus) -> Check {
 
 /// NATS tells no time; a coordinator does, in its answer to the beat of an agent that it can't know.
 async fn others(bus: &NatsBus) -> (Heard, Check) {
-    let beat = Beat { cluster: String::new(), instance: "doctor".to_owned(), holds: Vec::new(), draining: false };
+    let beat = Beat {
+        cluster: String::new(),
+        instance: "doctor".to_owned(),
+        holds: Vec::new(),
+        draining: false,
+        ending: false,
+    };
     let payload = serde_json::to_vec(&beat).unwrap_or_default();
     let (asked, begun) = (Timestamp::now(), Instant::now());
     match bus.request(CHECK, payload.into(), Duration::from_secs(2)).await {
