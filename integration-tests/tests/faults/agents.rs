@@ -1,6 +1,9 @@
 //! Agents killed, frozen, started twice.
 
-use std::{thread, time::Duration};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use muster_integration_tests::{
@@ -151,4 +154,23 @@ fn a_task_that_is_delivered_late_is_not_begun_twice() -> Result<()> {
     house.ends(&run, "SUCCEEDED")?;
     ensure!(house.count("begin", &run, "s") == 1, "begun {} times", house.count("begin", &run, "s"));
     house.nobody_is_woken()
+}
+
+#[test]
+fn an_agent_that_is_stopped_as_planned_has_ended_and_is_not_lost() -> Result<()> {
+    let mut house = House::start()?;
+    house.system.start_agent("infra-1", "infra", &[])?;
+    agent(&mut house, "infra-1")?.terminate(SOON)?;
+    house.system.wait_agent("infra-1", "ENDED")?;
+    let lease_is_over = Instant::now() + Duration::from_secs(33);
+    wait_for("its lease would be over", SOON * 2, || Ok((Instant::now() > lease_is_over).then_some(())))?;
+    let agents = house.system.cli(&["agent", "list"])?;
+    let listed = String::from_utf8_lossy(&agents.stdout).into_owned();
+    ensure!(listed.contains("ended"), "{listed}");
+    let log = house.log()?;
+    ensure!(log.contains("an agent has ended") && !log.contains("lease has run out"), "{log}");
+    house.system.start_agent("infra-1", "infra", &[])?;
+    let log = house.log()?;
+    ensure!(!log.contains("has taken the place of"), "{log}");
+    house.verify()
 }
