@@ -18,7 +18,13 @@ const CHECK_WITHIN: Duration = Duration::from_secs(2);
 /// [`OpenError::AnotherAnswers`]. That it can't be told is no error: it is logged.
 pub async fn answer_alone(bus: &dyn Bus) -> Result<(), OpenError> {
     // The beat of an agent that no coordinator can know.
-    let beat = Beat { cluster: String::new(), instance: "check".to_owned(), holds: Vec::new(), draining: false, ending: false };
+    let beat = Beat {
+        cluster: String::new(),
+        instance: "check".to_owned(),
+        holds: Vec::new(),
+        draining: false,
+        ending: false,
+    };
     let payload = serde_json::to_vec(&beat).map(Bytes::from).unwrap_or_default();
     match bus.request(CHECK, payload, CHECK_WITHIN).await {
         Ok(_) => Err(OpenError::AnotherAnswers),
