@@ -43,7 +43,10 @@ mod timers;
 mod turn;
 mod watch;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use muster_bus::{Bus, BusError, message::ActionOffer};
 use muster_engine::{
@@ -309,6 +312,8 @@ pub(crate) struct Shared {
     runs: Runs,
     statuses: Statuses,
     projector: Projector,
+    /// Held while the store is filled from the journal, or while records of the journal go.
+    filling: Mutex<()>,
     quarantine: Quarantine,
     outage: Outage,
     drain: Drain,
@@ -346,6 +351,7 @@ impl Shared {
             timers: Timers::default(),
             runs: Runs::default(),
             projector: Projector::new(),
+            filling: Mutex::default(),
             quarantine: Quarantine::default(),
             outage: Outage::default(),
             drain: Drain::default(),

@@ -160,15 +160,26 @@ pub trait Journal: Send + Sync + 'static {
         Ok(0)
     }
 
-    /// Let the old records go: of the streams named in `keep`, and of those that have newer records, all records are written once
-    /// more, unchanged, before that; the others are forgotten, and a stream of their name begins anew. Nothing is let go if one of
-    /// them has got a record since. Blocks for as long as it takes to write what is kept.
+    /// Before old records go: write once more, unchanged, all records of the streams named in `keep`, and of those that have newer
+    /// records. Blocks for as long as that takes.
+    ///
+    /// # Errors
+    /// Some may have been written; it can be done again.
+    fn carry(&self, _old: &Old, _keep: &[StreamId]) -> Result<(), LetGoError> {
+        Ok(())
+    }
+
+    /// Let the old records go, when those of `keep` are carried. The other streams are forgotten, and a stream of their name
+    /// begins anew. Nothing is let go if one of them has got a record since, or one of `keep` has old records. Blocks.
     ///
     /// # Errors
     /// Nothing was let go; it can be tried again.
     fn let_go(&self, old: &Old, _keep: &[StreamId], _at: Timestamp, _by: &Actor) -> Result<Position, LetGoError> {
         Ok(old.before)
     }
+
+    /// The number of a stream's last record; 0: there is none.
+    fn seq(&self, stream: &StreamId) -> u64;
 
     /// How many syncs of the hot path there were since the start, for figures.
     fn syncs(&self) -> u64;
@@ -216,6 +227,10 @@ pub enum ReadError {
         what: String,
     },
 }
+
+/// What the streams are called that say that something was let go: one each time, and behind this the first batch that stays. So
+/// even a damaged record says by its stream's name where the log may begin.
+pub(crate) const RETENTION: &str = "log/retention/";
 
 /// The records of one append take at most this many bytes in the log.
 pub const MAX_APPEND_BYTES: usize = 4 << 20;

@@ -257,6 +257,19 @@ impl Store {
         self.get(&key::run(id))
     }
 
+    /// All runs.
+    pub fn runs(&self) -> Result<Vec<RunId>, StoreError> {
+        self.with(|tree| {
+            let keys = tree.scan_prefix(key::RUNS).keys();
+            keys.map(|key| {
+                let id = key?;
+                let id = std::str::from_utf8(&id[key::RUNS.len()..]).map(RunId::from);
+                id.map_err(|e| StoreError::Damaged(e.to_string()))
+            })
+            .collect()
+        })
+    }
+
     /// All runs that have not ended, each with [`RunRow::rest`].
     pub fn open_runs(&self) -> Result<BTreeMap<RunId, Option<Rest>>, StoreError> {
         self.with(|tree| {

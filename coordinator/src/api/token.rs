@@ -208,15 +208,22 @@ impl Tokens {
     /// A damaged stream of a token; damage elsewhere is passed over.
     pub fn load(journal: &Arc<dyn Journal>) -> Result<Self, TokenError> {
         let tokens = Self::new(Arc::clone(journal));
+        let damaged = journal.damaged();
         for item in journal.read(Position(0)) {
             match item {
                 Ok((_, record)) => {
                     tokens.replay(&record)?;
                 }
                 Err(ReadError::Damaged { place, what, streams })
-                    if !streams.is_empty() && !streams.iter().any(|s| s.0.starts_with(STREAM_PREFIX)) =>
+                    if !streams.is_empty() && !damaged.iter().any(|s| s.0.starts_with(STREAM_PREFIX)) =>
                 {
                     tracing::warn!(place, what, "passed over a damaged place of the journal");
+                    // One that was there is carried by a later place.
+                    for stream in streams.iter().filter(|s| s.0.starts_with(STREAM_PREFIX)) {
+                        for record in journal.read_stream(stream, 0, usize::MAX).map_err(TokenError::Read)? {
+                            tokens.replay(&record)?;
+                        }
+                    }
                 }
                 Err(error) => return Err(TokenError::Read(error)),
             }

@@ -361,6 +361,7 @@ impl Round {
 /// Bring the store up to the log's end, from its position, or from the log's start if it broke.
 fn catch_up(shared: &Shared) -> Result<(), StoreError> {
     let store = &*shared.store;
+    let _filling = shared.filling.lock().unwrap_or_else(PoisonError::into_inner);
     // Before the log is read for nothing, again and again.
     store.look_for_room()?;
     let broken = store.broken();

@@ -14,7 +14,7 @@ use tracing::{error, info};
 
 use super::{rows, run_task::stream_of};
 use crate::{
-    journal::{Journal, Position, ReadError, Record, StreamId},
+    journal::{Journal, Position, RETENTION, ReadError, Record, StreamId},
     registry::records::{AgentEvent, AgentRecord, agent_of},
     store::{AgentRow, PlaybookRow, Store, StoreError, StoreWrite},
 };
@@ -72,7 +72,9 @@ pub(super) fn recover(journal: &dyn Journal, store: &Store, all: bool) -> Result
     let mut recovered = Recovered::default();
     let mut listed = listed_open(journal, store)?;
     restore_agents(store, &mut recovered)?;
-    let mut pass = Pass::new(store.position());
+    // Who reads from before the log's beginning finds what is carried out of its order: only the whole is a position.
+    let is_rebuilt = store.position() < journal.begins();
+    let mut pass = Pass::new(store.position(), is_rebuilt);
     // Asked before the log is read: while the coordinator runs, there is more behind it by the time that the reading ends.
     let head = journal.head().position;
     for item in journal.read(store.position()) {
@@ -81,8 +83,12 @@ pub(super) fn recover(journal: &dyn Journal, store: &Store, all: bool) -> Result
                 recovered.last_at = recovered.last_at.max(Some(record.at));
                 pass.take(store, position, &record, &mut recovered)?;
             }
+            Err(ReadError::Io { place, what }) => return Err(StoreError::Io(format!("can't read {place}: {what}"))),
             Err(e) => pass.damaged(&e),
         }
+    }
+    if pass.lets_go {
+        pass.writes.extend(gone_runs(journal, store)?);
     }
     recovered.last_at = recovered.last_at.max(last_time(journal, head));
     listed.extend(pass.touched.iter().map(|id| (id.clone(), None)));
@@ -123,7 +129,7 @@ pub(super) fn recover(journal: &dyn Journal, store: &Store, all: bool) -> Result
         recovered.quarantined.push((id, why, None));
     }
     let position = pass.position.max(head);
-    pass.flush(store, position)?;
+    pass.finish(store, position)?;
     // What is damaged may have been listed long ago: a store that is up to date takes it all the same.
     let mut marks = Vec::new();
     for (id, _, rebuilt) in &recovered.quarantined {
@@ -140,15 +146,22 @@ pub(super) fn recover(journal: &dyn Journal, store: &Store, all: bool) -> Result
 
 /// The last batch has the latest time, whether the store has it or not; carried ones before it have none.
 fn last_time(journal: &dyn Journal, head: Position) -> Option<Timestamp> {
-    let mut from = head.0;
-    while from > journal.begins().0 {
-        from -= 1;
+    let begins = journal.begins().0;
+    let mut back = 1;
+    loop {
+        let from = head.0.saturating_sub(back).max(begins);
         let last = journal.read(Position(from)).filter_map(|item| Some(item.ok()?.1.at)).max();
-        if last.is_some() {
+        if last.is_some() || from == begins {
             return last;
         }
+        back *= 2;
     }
-    None
+}
+
+/// Runs that the store lists and the journal has let go: what took them off the list was lost with the process.
+fn gone_runs(journal: &dyn Journal, store: &Store) -> Result<Vec<StoreWrite>, StoreError> {
+    let gone = |id: &RunId| journal.seq(&stream_of(id)) == 0;
+    Ok(store.runs()?.into_iter().filter(gone).map(StoreWrite::ForgetRun).collect())
 }
 
 /// The open runs, each with how it is believed to be passive; not if records of it are lost.
@@ -289,12 +302,16 @@ struct Pass {
     touched: BTreeSet<RunId>,
     ended: HashSetOfRuns,
     victims: HashMap<RunId, String>,
+    /// Nothing is a position before the end.
+    is_rebuilt: bool,
+    /// A record says that something was let go.
+    lets_go: bool,
 }
 
 type HashSetOfRuns = std::collections::HashSet<RunId>;
 
 impl Pass {
-    fn new(position: Position) -> Self {
+    fn new(position: Position, is_rebuilt: bool) -> Self {
         Self {
             position,
             writes: Vec::new(),
@@ -302,6 +319,8 @@ impl Pass {
             touched: BTreeSet::new(),
             ended: HashSetOfRuns::new(),
             victims: HashMap::new(),
+            is_rebuilt,
+            lets_go: false,
         }
     }
 
@@ -323,6 +342,8 @@ impl Pass {
             self.run_record(&RunId::from(id), record);
         } else if record.stream.0.starts_with("playbook/") {
             self.writes.extend(playbook_row(record).map(StoreWrite::Playbook));
+        } else if record.stream.0.starts_with(RETENTION) {
+            self.lets_go = true;
         } else if let Some((namespace, name)) = agent_of(&record.stream) {
             self.agent_record(namespace, name, record, recovered);
         }
@@ -380,18 +401,114 @@ impl Pass {
         error!("the journal is damaged: {damage}");
         if let ReadError::Damaged { streams, .. } = damage {
             for StreamId(stream) in streams {
-                if let Some(id) = stream.strip_prefix("run/") {
-                    self.victims.insert(id.into(), damage.to_string());
-                    self.touched.insert(id.into());
+                if let Some(id) = stream.strip_prefix("run/").map(RunId::from) {
+                    // Whether it has lost anything, its own stream says: it may have been carried since.
+                    self.building.remove(&id);
+                    self.ended.remove(&id);
+                    self.touched.insert(id);
                 }
             }
         }
     }
 
     fn flush(&mut self, store: &Store, position: Position) -> Result<(), StoreError> {
+        if self.is_rebuilt { store.amend(std::mem::take(&mut self.writes)) } else { self.finish(store, position) }
+    }
+
+    fn finish(&mut self, store: &Store, position: Position) -> Result<(), StoreError> {
         if !self.writes.is_empty() {
             info!(position = position.0, rows = self.writes.len(), "the store follows the log");
         }
         store.apply_batch(position, std::mem::take(&mut self.writes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+    use muster_engine::ids::Actor;
+    use serde_json::value::to_raw_value;
+
+    use super::*;
+    use crate::journal::{
+        Appended, Head, NewRecord, StreamAppend,
+        log::{LogJournal, LogOptions},
+    };
+
+    /// Reads so many records, and then the disk fails.
+    struct Fails(LogJournal, usize);
+
+    impl Journal for Fails {
+        fn append(&self, appends: Vec<StreamAppend>) -> Appended {
+            self.0.append(appends)
+        }
+
+        fn read(&self, after: Position) -> Box<dyn Iterator<Item = Result<(Position, Record), ReadError>> + Send> {
+            let failed = ReadError::Io { place: "log".to_owned(), what: "it fails".to_owned() };
+            Box::new(self.0.read(after).take(self.1).chain(std::iter::once(Err(failed))))
+        }
+
+        fn read_stream(&self, stream: &StreamId, after: u64, limit: usize) -> Result<Vec<Record>, ReadError> {
+            self.0.read_stream(stream, after, limit)
+        }
+
+        fn seq(&self, stream: &StreamId) -> u64 {
+            self.0.seq(stream)
+        }
+
+        fn damaged(&self) -> Vec<StreamId> {
+            self.0.damaged()
+        }
+
+        fn head(&self) -> Head {
+            self.0.head()
+        }
+
+        fn syncs(&self) -> u64 {
+            self.0.syncs()
+        }
+
+        fn begins(&self) -> Position {
+            self.0.begins()
+        }
+    }
+
+    fn submitted(n: usize) -> StreamAppend {
+        let event = PlaybookEvent::PlaybookSubmitted {
+            revision: format!("sha256:{n}").into(),
+            owner: "devops".to_owned(),
+            yaml: "x".into(),
+        };
+        let at = "2026-01-07T10:00:00Z".parse().unwrap();
+        let records = vec![NewRecord { at, by: "person/dba-1".into(), event: to_raw_value(&event).unwrap() }];
+        StreamAppend { stream: playbook_stream(&"default".into(), &format!("p{n}")), expected_seq: 0, records }
+    }
+
+    /// What is carried stands behind what is kept: a store that is filled from the start and stops in between has no position yet.
+    #[test]
+    fn a_store_that_was_filled_by_half_is_filled_from_the_start_again() {
+        const PLAYBOOKS: usize = WRITES + 700;
+        let dir = tempfile::tempdir().unwrap();
+        let options = || LogOptions { segment_bytes: 64 << 10, ..LogOptions::default() };
+        let (journal, _) = LogJournal::open(&dir.path().join("data"), options()).unwrap();
+        for all in (0..PLAYBOOKS).collect::<Vec<_>>().chunks(100) {
+            journal.append(all.iter().map(|n| submitted(*n)).collect()).blocking_recv().unwrap().unwrap();
+        }
+        let later = Timestamp::now() + SignedDuration::from_hours(1);
+        let old = journal.old(later).unwrap().unwrap();
+        let keep: Vec<StreamId> = old.streams.iter().map(|(stream, _)| stream.clone()).collect();
+        journal.carry(&old, &keep).unwrap();
+        journal.let_go(&old, &keep, later, &Actor::from("muster")).unwrap();
+        assert!(journal.begins() > Position(0));
+
+        let (store, _) = Store::open(&dir.path().join("store"), "c", journal.head().position).unwrap();
+        let failing = Fails(journal, WRITES + 300);
+        assert!(matches!(recover(&failing, &store, false), Err(StoreError::Io(_))));
+        assert_eq!(store.position(), Position(0), "half of it is no position");
+        recover(&failing.0, &store, false).unwrap();
+        assert_eq!(store.position(), failing.0.head().position);
+        for n in 0..PLAYBOOKS {
+            assert!(store.playbook(&"default".into(), &format!("p{n}"), None).unwrap().is_some(), "p{n}");
+        }
     }
 }

@@ -1,7 +1,10 @@
 //! How long the journal keeps what has ended, and from when on in fewer bytes. What is open stays whole, however old it is, and so does what says who may do what,
 //! which agents there are, and how playbooks were; everything else goes with the segment that holds its last record.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use jiff::{SignedDuration, Timestamp};
 use muster_engine::ids::RunId;
@@ -66,10 +69,18 @@ impl Shared {
                 () = self.stop.cancelled() => return,
                 () = tokio::time::sleep(retention.look_every) => {}
             }
-            if let Some(until) = retention.keep_ms.and_then(|keep_ms| self.ago(keep_ms))
-                && let Err(error) = self.let_go_of(until).await
+            let until = retention.keep_ms.and_then(|keep_ms| self.ago(keep_ms));
+            while let Some(until) = until
+                && !self.is_stopping()
             {
-                warn!(%error, "old records of the journal are kept for now; it is tried again");
+                match self.let_go_of(until).await {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) => {
+                        warn!(%error, "old records of the journal are kept for now; it is tried again");
+                        break;
+                    }
+                }
             }
             if let Some(until) = self.ago(retention.pack_after_ms)
                 && let Err(error) = self.pack(until).await
@@ -93,10 +104,11 @@ impl Shared {
         Ok(())
     }
 
-    async fn let_go_of(self: &Arc<Self>, until: Timestamp) -> Result<(), RetentionError> {
+    /// Whether there was something; then there may be more.
+    async fn let_go_of(self: &Arc<Self>, until: Timestamp) -> Result<bool, RetentionError> {
         let shared = Arc::clone(self);
         let sorted = tokio::task::spawn_blocking(move || shared.sort_old(until)).await??;
-        let Some((old, sorted)) = sorted else { return Ok(()) };
+        let Some((old, sorted)) = sorted else { return Ok(false) };
         for id in &sorted.runs {
             self.leaves(id).await?;
         }
@@ -106,7 +118,7 @@ impl Shared {
         for id in &runs {
             self.leaves(id).await?;
         }
-        Ok(())
+        Ok(true)
     }
 
     fn sort_old(&self, until: Timestamp) -> Result<Option<(Old, Sorted)>, RetentionError> {
@@ -180,8 +192,13 @@ impl Shared {
         Ok(())
     }
 
-    /// The store first: a list must not name a run that can't be read.
+    /// Lists first: they must not name a run that can't be read. Nothing of the store is filled from the journal meanwhile.
     fn forget(&self, old: &Old, sorted: &Sorted) -> Result<(), RetentionError> {
+        self.journal.carry(old, &sorted.keep)?;
+        let _filling = self.filling.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.store.position().0 + 1 < old.before.0 {
+            return Err(RetentionError::StoreBehind);
+        }
         for runs in sorted.runs.chunks(FORGET_AT_ONCE) {
             self.store.amend(runs.iter().cloned().map(StoreWrite::ForgetRun).collect())?;
         }

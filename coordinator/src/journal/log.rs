@@ -50,7 +50,7 @@ use self::{
     files::Lock,
     index::{Index, Place},
     queue::Queue,
-    read::{Carried, Reader},
+    read::{Carried, LastPacked, Reader},
     spare::Spare,
 };
 use super::{
@@ -185,6 +185,7 @@ pub(crate) struct Shared {
     queue: Queue,
     queue_bytes: usize,
     index: Mutex<Index>,
+    last_packed: LastPacked,
     syncs: AtomicU64,
     health: watch::Sender<Health>,
 }
@@ -251,6 +252,7 @@ impl LogJournal {
             queue: Queue::default(),
             queue_bytes: options.queue_bytes,
             index: Mutex::new(opened.index),
+            last_packed: LastPacked::default(),
             syncs: AtomicU64::new(0),
             health: watch::Sender::new(Health::Standing),
         });
@@ -340,8 +342,16 @@ impl Journal for LogJournal {
         pack::pack(&self.shared, until)
     }
 
+    fn carry(&self, old: &Old, keep: &[StreamId]) -> Result<(), LetGoError> {
+        retain::carry(&self.shared, old, keep)
+    }
+
     fn let_go(&self, old: &Old, keep: &[StreamId], at: Timestamp, by: &Actor) -> Result<Position, LetGoError> {
         retain::let_go(&self.shared, old, keep, at, by)
+    }
+
+    fn seq(&self, stream: &StreamId) -> u64 {
+        self.shared.index().seq_of(stream)
     }
 
     fn head(&self) -> Head {

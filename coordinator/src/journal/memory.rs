@@ -72,6 +72,10 @@ impl Journal for MemoryJournal {
         Ok(places.iter().skip(skip).take(limit).map(|&i| inner.records[i].1.clone()).collect())
     }
 
+    fn seq(&self, stream: &StreamId) -> u64 {
+        self.lock().streams.get(stream).map_or(0, |s| s.places.len() as u64)
+    }
+
     fn damaged(&self) -> Vec<StreamId> {
         Vec::new()
     }

@@ -1,6 +1,6 @@
 //! What a person can ask of the log of a stopped coordinator. Nothing here changes a byte.
 
-use std::{io, io::Write, path::Path};
+use std::{collections::HashMap, io, io::Write, path::Path};
 
 use serde::{Deserialize, Serialize};
 
@@ -59,14 +59,28 @@ pub fn export(data: &Path, stream: Option<&StreamId>, out: &mut dyn Write) -> Re
     #[derive(Deserialize)]
     struct Envelope {
         stream: StreamId,
+        seq: u64,
     }
     let unwritten = |source: io::Error| OpenError::Io { path: "the output".into(), source };
-    let report = visit(data, &mut |lines| match stream {
-        None => out.write_all(lines).map_err(unwritten),
-        Some(stream) => lines.split_inclusive(|b| *b == b'\n').try_for_each(|line| {
-            let wanted = serde_json::from_slice::<Envelope>(line).is_ok_and(|envelope| envelope.stream == *stream);
-            if wanted { out.write_all(line).map_err(unwritten) } else { Ok(()) }
-        }),
+    let is_cut = files::segments(data)?.first().is_some_and(|(first, _)| *first > 1);
+    // The next number of each stream. What is carried stands in the log twice, or behind later records of its stream.
+    let mut next: HashMap<StreamId, u64> = HashMap::new();
+    let report = visit(data, &mut |lines| {
+        lines.split_inclusive(|b| *b == b'\n').try_for_each(|line| {
+            let Ok(Envelope { stream: of, seq }) = serde_json::from_slice(line) else {
+                return if stream.is_none() { out.write_all(line).map_err(unwritten) } else { Ok(()) };
+            };
+            if stream.is_some_and(|stream| *stream != of) {
+                return Ok(());
+            }
+            let expected = next.entry(of).or_insert(1);
+            let begins_later = is_cut && *expected == 1 && seq > 1;
+            if seq < *expected || begins_later {
+                return Ok(());
+            }
+            *expected = seq + 1;
+            out.write_all(line).map_err(unwritten)
+        })
     })?;
     out.flush().map_err(unwritten)?;
     Ok(report)
@@ -166,6 +180,29 @@ mod tests {
         assert_eq!((lines(all), lines(one.clone()), lines(none)), (80, 40, 0));
         let first: crate::journal::Record = serde_json::from_slice(one.split(|b| *b == b'\n').next().unwrap()).unwrap();
         assert_eq!((first.stream, first.seq), (id("run/1"), 1));
+    }
+
+    #[test]
+    fn what_is_carried_is_exported_once() {
+        let (dir, _) = filled();
+        let exported = || {
+            let mut out = Vec::new();
+            export(dir.path(), Some(&id("run/1")), &mut out).unwrap();
+            out
+        };
+        let before = exported();
+        let options = LogOptions { segment_bytes: 8 << 10, ..LogOptions::default() };
+        let (journal, _) = LogJournal::open(dir.path(), options).unwrap();
+        let old = journal.old(jiff::Timestamp::now()).unwrap().unwrap();
+        let keep = [id("run/1"), id("run/2")];
+        journal.carry(&old, &keep).unwrap();
+        drop(journal);
+        assert!(exported() == before, "while both are there");
+        let (journal, _) = LogJournal::open(dir.path(), LogOptions::default()).unwrap();
+        journal.let_go(&old, &keep, jiff::Timestamp::now(), &"muster".into()).unwrap();
+        drop(journal);
+        assert!(verify(dir.path()).unwrap().whole);
+        assert!(exported() == before, "when the first one is gone");
     }
 
     #[test]

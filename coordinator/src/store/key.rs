@@ -6,6 +6,9 @@ use muster_engine::ids::{AgentName, Digest, Namespace, RunId};
 /// Position and census.
 pub(super) const META: &[u8] = b"!";
 
+/// All runs.
+pub(super) const RUNS: &[u8] = b"r";
+
 /// A run by its id.
 pub(super) fn run(id: &RunId) -> Vec<u8> {
     join(b'r', &[id.as_str()])

@@ -478,7 +478,7 @@ async fn who_says_goodbye_has_ended_also_after_a_restart_and_is_replaced_at_once
     assert_eq!(named(&house).await, "ENDED");
     let run = house.start(&playbook(&[SHORT], "")).await;
     let why = house.up.explain_run(&ns(), &run.id).await.unwrap();
-    assert!(why[0].waits_for.contains("infra-1 has ended"), "{why:?}");
+    assert!(why[0].waits_for.contains("infra-1: has ended"), "{why:?}");
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(named(&house).await, "ENDED", "it is not lost");
     house.crash_and_reopen().await;

@@ -494,6 +494,10 @@ impl Journal for Watched {
         self.inner.read_stream(stream, after_seq, limit)
     }
 
+    fn seq(&self, stream: &StreamId) -> u64 {
+        self.inner.seq(stream)
+    }
+
     fn damaged(&self) -> Vec<StreamId> {
         self.lost.lock().unwrap().clone()
     }

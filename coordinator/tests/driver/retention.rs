@@ -197,6 +197,33 @@ fn packed(dir: &Path) -> bool {
     files.map(Result::unwrap).any(|file| file.path().extension().is_some_and(|end| end == "gz"))
 }
 
+/// What takes ended runs off the lists is lost with the process: the journal says that there was something to take off.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lists_name_nobody_whose_records_are_gone_though_the_store_is_of_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ended, waits, _) = a_year_ago(dir.path()).await;
+    Place::open(dir.path(), "store", 399, None).await.close().await;
+    let copied = std::process::Command::new("cp")
+        .args(["-r", "store", "store of before"])
+        .current_dir(dir.path())
+        .status()
+        .unwrap();
+    assert!(copied.success());
+    let place = Place::open(dir.path(), "store", 400, Some(KEEP)).await;
+    place.until_gone(&ended[0]).await;
+    let began = Instant::now();
+    while !packed(dir.path()) {
+        assert!(began.elapsed() < BOUND, "it never comes to rest");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let listed = place.listed().await;
+    place.close().await;
+    let place = Place::open(dir.path(), "store of before", 401, None).await;
+    assert_eq!(place.listed().await, listed);
+    assert!(listed.contains(&waits) && !listed.contains(&ended[0]));
+    place.close().await;
+}
+
 async fn late_report(place: &Place, run: &RunId) -> ReportReply {
     let report = Report {
         cluster: CLUSTER.to_owned(),

@@ -1,9 +1,9 @@
 //! `muster serve`: a coordinator as a process of its own.
 
-use std::{net::SocketAddr, os::unix::fs::DirBuilderExt as _, path::Path, sync::Arc};
+use std::{net::SocketAddr, os::unix::fs::DirBuilderExt as _, path::Path, sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use muster_bus::NatsBus;
+use muster_bus::{NatsBus, NatsOptions};
 use muster_coordinator::{
     api::{self, Listening, ServerConfig, TlsFiles, token::Tokens},
     driver::{self, Config, Coordinator},
@@ -48,6 +48,9 @@ pub(super) async fn run(app: &App, accept_loss: bool) -> Result<Exit> {
     );
     Box::pin(Serving { opened, listening, metrics, shutdown }.run()).await
 }
+
+/// Started together with NATS, a coordinator need not be started again.
+const NATS_STARTS_WITHIN: Duration = Duration::from_secs(5);
 
 struct Opened {
     journal: Arc<LogJournal>,
@@ -232,7 +235,12 @@ async fn load_tokens(data_dir: &Path, journal: Arc<dyn Journal>) -> Result<Arc<T
 
 async fn connect(settings: &ServeSettings) -> Result<NatsBus> {
     let options = settings.access().options(None)?;
-    NatsBus::connect(options).await.map_err(|e| not_connected(&e))
+    let waiting = NatsOptions { wait_for_server: true, ..options.clone() };
+    match tokio::time::timeout(NATS_STARTS_WITHIN, NatsBus::connect(waiting)).await {
+        Ok(connected) => connected,
+        Err(_) => NatsBus::connect(options).await,
+    }
+    .map_err(|e| not_connected(&e))
 }
 
 /// A log that can't go on ends the process: what it does not take must not happen.

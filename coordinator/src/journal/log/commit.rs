@@ -208,20 +208,26 @@ impl Committer {
         }
         let result =
             was_done.try_recv().unwrap_or_else(|_| Err(AppendError::Unavailable("nothing was written".into())));
-        send(answer, result.and_then(|position| self.remove(segments, &streams).map(|()| position)));
-        true
+        let removed = result.and_then(|position| self.remove(segments, &streams).map(|()| position));
+        let goes_on = !matches!(*self.shared.health.borrow(), Health::Ended { .. });
+        send(answer, removed);
+        goes_on
     }
 
     /// The log has said that these are not needed any more. They are gone for good before the next record is written: a stream
-    /// that begins anew under the name of one of them must not meet the old one at the next start.
+    /// that begins anew under the name of one of them must not meet the old one at the next start. If that can't be, the log
+    /// ends, and the next start does it.
     fn remove(&mut self, segments: usize, streams: &[StreamId]) -> Result<(), AppendError> {
         let paths: Vec<PathBuf> =
             self.shared.index().segments[..segments].iter().map(|segment| segment.path.clone()).collect();
-        let removed =
-            files::remove(&paths).and_then(|()| self.shared.disk.sync_dir(&files::log_dir(&self.shared.data)));
-        removed.map_err(|e| AppendError::Unavailable(format!("old segments can't be removed: {e}")))?;
+        // Who reads meanwhile finds the carried records.
         self.shared.index().let_go(segments, streams);
-        Ok(())
+        let dir = files::log_dir(&self.shared.data);
+        files::remove(&paths).and_then(|()| self.shared.disk.sync_dir(&dir)).map_err(|error| {
+            let why = format!("{}: old segments can't be removed: {error}; start again", dir.display());
+            self.shared.end(&why);
+            AppendError::Unavailable(why)
+        })
     }
 
     /// Writes and syncs the batch and answers everyone in it. `false`: the log can't go on, and everyone is told.

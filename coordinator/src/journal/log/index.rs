@@ -219,6 +219,10 @@ impl Index {
     pub(crate) fn replay_carried(&mut self, slot: Slot, seq: u64, hash: &LineHash) -> Result<(), String> {
         let stream = &mut self.streams[slot as usize];
         let prev = record::prev_of(hash);
+        if self.damaged.remove(&slot).is_some() {
+            // What was lost of it is here once more.
+            (stream.seq, stream.prev) = (seq, prev);
+        }
         if stream.seq > 0 && (stream.seq, stream.prev) != (seq, prev) {
             return Err(format!("{} is carried up to record {seq}, but stands at {}", stream.name, stream.seq));
         }
@@ -249,7 +253,7 @@ impl Index {
     /// How many of the first segments hold nothing of damaged streams, which can't be carried, and nothing that is unsynced.
     pub(crate) fn sound_segments(&self) -> usize {
         let damaged = self.damaged.keys().filter_map(|slot| self.stream(*slot).places.first());
-        let damaged = damaged.map(|place| place.segment() - self.gone).min();
+        let damaged = damaged.map(|place| place.segment().saturating_sub(self.gone)).min();
         damaged.unwrap_or(usize::MAX).min(self.segments.len().saturating_sub(1))
     }
 
@@ -272,6 +276,11 @@ impl Index {
         }
         self.gone += segments;
         self.segments.drain(..segments);
+        let gone = self.gone;
+        // None, unless what should have been carried is damaged.
+        for stream in self.streams.iter_mut().filter(|s| s.places.first().is_some_and(|place| place.segment() < gone)) {
+            stream.places.retain(|place| place.segment() >= gone);
+        }
     }
 
     /// The records are on disk.

@@ -38,9 +38,8 @@ pub(crate) fn open(data: &Path, options: &LogOptions) -> Result<Opened, OpenErro
     let dir = files::log_dir(data);
     fs::create_dir_all(&dir).map_err(|source| OpenError::Io { path: dir.clone(), source })?;
     let lock = files::lock(data)?;
-    let half_done = files::segments(data)?.into_iter().map(|(_, plain)| plain).filter(|plain| plain.exists());
     let leftovers = [SPARE, FRESH, PACKING].map(|name| dir.join(name));
-    for leftover in half_done.map(|plain| packed_file(&plain)).chain(leftovers) {
+    for leftover in leftovers {
         match fs::remove_file(leftover) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(OpenError::Io { path: dir, source: e }),
             Err(_) | Ok(()) => {}
@@ -92,7 +91,6 @@ impl Setup<'_> {
             tracing::error!(%loss, "records were lost");
         }
         let mut index = walked.index;
-        self.finish_letting_go(&mut index, walked.may_begin_at)?;
         let (position, chain) = (index.position, index.chain);
         let accepted_loss = !refused.is_empty() || self.options.restored;
         if accepted_loss {
@@ -113,6 +111,11 @@ impl Setup<'_> {
             self.go_on(&mut index, walked.tail, head, walked.unvouched_from)?
         };
         let head = self.write_head(position.0, &chain)?;
+        if losses.is_empty() {
+            // Where something is damaged, the only good copy may be among these.
+            self.finish_letting_go(&mut index, walked.may_begin_at)?;
+            self.finish_packing()?;
+        }
         if accepted_loss {
             files::write_clusters(self.data, &clusters)?;
         }
@@ -134,6 +137,17 @@ impl Setup<'_> {
         let whole = index.streams_in_first(segments).into_iter().filter(|(_, is_whole)| *is_whole);
         let whole: Vec<_> = whole.map(|(stream, _)| stream).collect();
         index.let_go(segments, &whole);
+        Ok(())
+    }
+
+    /// A crash may have come before a packed segment took the plain one's place: it is packed again.
+    fn finish_packing(&self) -> Result<(), OpenError> {
+        for (_, plain) in files::segments(self.data)? {
+            let packed = packed_file(&plain);
+            if plain.exists() && packed.exists() {
+                fs::remove_file(&packed).map_err(|source| OpenError::Io { path: packed, source })?;
+            }
+        }
         Ok(())
     }
 
@@ -169,11 +183,14 @@ impl Setup<'_> {
 
     /// A segment of which nothing is left that counts makes room for another one of its name.
     fn keep_aside(&self, first: u64) -> Result<(), OpenError> {
-        let path = files::segment_file(self.data, first);
-        match fs::rename(&path, path.with_extension("lost")) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(OpenError::Io { path, source }),
-            Err(_) | Ok(()) => Ok(()),
+        let plain = files::segment_file(self.data, first);
+        for path in [packed_file(&plain), plain] {
+            match fs::rename(&path, path.with_extension("lost")) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(OpenError::Io { path, source }),
+                Err(_) | Ok(()) => {}
+            }
         }
+        Ok(())
     }
 
     /// Begins a segment behind the last batch.

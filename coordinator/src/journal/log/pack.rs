@@ -45,10 +45,17 @@ fn pack_one(shared: &Shared, segment: &Segment) -> io::Result<bool> {
     }
     let dir = files::log_dir(&shared.data);
     let made = dir.join(PACKING);
-    let mut file = shared.disk.create(&made)?;
-    file.write_at(&bytes, 0)?;
-    file.sync()?;
-    shared.disk.rename(&made, &packed_file(&segment.path))?;
+    let write = || -> io::Result<()> {
+        let mut file = shared.disk.create(&made)?;
+        file.write_at(&bytes, 0)?;
+        file.sync()?;
+        shared.disk.rename(&made, &packed_file(&segment.path))
+    };
+    if let Err(error) = write() {
+        // Half of it only takes room; the next start removes what can't be removed now.
+        let _ = fs::remove_file(&made);
+        return Err(error);
+    }
     shared.disk.sync_dir(&dir)?;
     // Who has it open reads on; who opens it now finds the packed one.
     fs::remove_file(&segment.path)?;

@@ -6,7 +6,7 @@ use std::{
     io,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use super::{
@@ -136,7 +136,7 @@ impl Pieces {
     ) -> io::Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
-            none => none.insert(Source::open(&self.path)?),
+            none => none.insert(Source::open(&self.path, None)?),
         };
         let Some(end) = self.ends.pop() else { return Ok(()) };
         let bytes = file.read_at(self.at, end - self.at)?;
@@ -245,7 +245,7 @@ fn lines(
     let mut given = 0;
     let mut expected: Option<(String, String)> = None;
     let mut seq = 0;
-    let mut files = Files { paths: &paths, gone, open: None };
+    let mut files = Files { paths: &paths, gone, open: None, last: &shared.last_packed };
     for place in places {
         if seq + place.count() as u64 <= after_seq {
             seq += place.count() as u64;
@@ -293,6 +293,7 @@ struct Files<'a> {
     /// How many segments were before these.
     gone: usize,
     open: Option<(usize, Source)>,
+    last: &'a LastPacked,
 }
 
 impl Files<'_> {
@@ -302,7 +303,7 @@ impl Files<'_> {
         let io = |e: io::Error| ReadError::Io { place: path.display().to_string(), what: e.to_string() };
         let mut source = match self.open.take() {
             Some((segment, source)) if segment == place.segment() => source,
-            Some(_) | None => Source::open(path).map_err(io)?,
+            Some(_) | None => Source::open(path, Some(self.last)).map_err(io)?,
         };
         let mut bytes = Vec::new();
         let mut lines = Vec::with_capacity(place.count());
@@ -331,16 +332,28 @@ impl Files<'_> {
 /// The text of a segment, plain or packed.
 enum Source {
     Plain(File),
-    Packed(Box<Packed>),
+    Packed(Arc<Mutex<Packed>>),
 }
 
+/// The packed segment that was read last: who reads one stream of it mostly reads another one next.
+pub(crate) type LastPacked = Mutex<Option<(PathBuf, Arc<Mutex<Packed>>)>>;
+
 impl Source {
-    fn open(path: &Path) -> io::Result<Self> {
+    fn open(path: &Path, last: Option<&LastPacked>) -> io::Result<Self> {
         match File::open(path) {
-            Ok(file) => Ok(Self::Plain(file)),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Self::Packed(Box::new(Packed::open(path)?))),
-            Err(e) => Err(e),
+            Ok(file) => return Ok(Self::Plain(file)),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            Err(_) => {}
         }
+        let mut last = last.map(|last| last.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Some((_, packed)) = last.as_deref().and_then(Option::as_ref).filter(|(of, _)| of == path) {
+            return Ok(Self::Packed(Arc::clone(packed)));
+        }
+        let packed = Arc::new(Mutex::new(Packed::open(path)?));
+        if let Some(last) = &mut last {
+            **last = Some((path.into(), Arc::clone(&packed)));
+        }
+        Ok(Self::Packed(packed))
     }
 
     fn read_at(&mut self, offset: u64, len: u64) -> io::Result<Vec<u8>> {
@@ -348,6 +361,7 @@ impl Source {
             Self::Plain(file) => read_at(file, offset, len),
             Self::Packed(packed) => {
                 let number = |n: u64| usize::try_from(n).map_err(io::Error::other);
+                let mut packed = packed.lock().unwrap_or_else(PoisonError::into_inner);
                 Ok(packed.read_at(number(offset)?, number(len)?))
             }
         }
@@ -356,7 +370,9 @@ impl Source {
     /// The streams of what is missing, where that is known.
     fn victims(&self, from: u64, to: u64) -> Vec<StreamId> {
         match (self, usize::try_from(from), usize::try_from(to)) {
-            (Self::Packed(packed), Ok(from), Ok(to)) => packed.victims(from, to),
+            (Self::Packed(packed), Ok(from), Ok(to)) => {
+                packed.lock().unwrap_or_else(PoisonError::into_inner).victims(from, to)
+            }
             _ => Vec::new(),
         }
     }

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use super::{
     OpenError,
     index::{Place, Slot},
-    retain::{self, RETENTION},
+    retain,
     scan::Batch,
     walk::{Loss, Walker, file_of},
 };
@@ -34,7 +34,7 @@ impl Walker<'_> {
             } else if let Err(what) = index.replay(slot, envelope.seq, &envelope.prev, &hash) {
                 self.does_not_follow(slot, &envelope.stream, (offset, offset + line.len()), what);
             }
-            self.note_retention(&envelope.stream, line);
+            self.note_retention(&envelope.stream);
             let index = &mut self.walked.index;
             if let Some(last) = self.within.get_mut(&slot) {
                 *last = batch.commit.batch;
@@ -77,7 +77,7 @@ impl Walker<'_> {
             let (mut seq, mut fits) = (first.seq, first.seq == 1 && first.prev.is_empty());
             let mut places = vec![(from as u64, 1)];
             let mut to = from + line.len();
-            self.note_retention(&first.stream, line);
+            self.note_retention(&first.stream);
             while let Some((offset, line)) = lines.peek().copied() {
                 let Some(next) = self.envelope(offset, line)? else { break };
                 if next.stream != first.stream {
@@ -86,7 +86,6 @@ impl Walker<'_> {
                 fits &= next.seq == seq + 1 && next.prev == record::hex(&record::prev_of(&hash));
                 (seq, hash, to) = (next.seq, record::hash_line(line), offset + line.len());
                 hashes.push(hash);
-                self.note_retention(&next.stream, line);
                 match places.last_mut() {
                     Some((_, count)) if *count < Place::MAX_COUNT => *count += 1,
                     Some(_) | None => places.push((offset as u64, 1)),
@@ -124,10 +123,8 @@ impl Walker<'_> {
         Ok(Some(envelope))
     }
 
-    fn note_retention(&mut self, stream: &StreamId, line: &[u8]) {
-        if *stream.0 == *RETENTION
-            && let Some(before) = retain::let_go_before(line)
-        {
+    fn note_retention(&mut self, stream: &StreamId) {
+        if let Some(before) = retain::let_go_before(stream) {
             self.walked.may_begin_at = self.walked.may_begin_at.max(before);
         }
     }
@@ -138,9 +135,10 @@ impl Walker<'_> {
         if begins == 0 {
             return;
         }
-        let log = self.walked.index.get(&StreamId(RETENTION.into())).map(|(slot, _)| slot);
-        let says_so_no_more = log.is_some_and(|slot| self.walked.index.damage_of(slot).is_some());
-        if begins >= self.walked.may_begin_at && !says_so_no_more {
+        for stream in self.walked.index.damaged_streams() {
+            self.note_retention(&stream);
+        }
+        if begins >= self.walked.may_begin_at {
             self.file = self.walked.index.segments.first().map(|first| file_of(&first.path)).unwrap_or_default();
             let what =
                 format!("the log begins with batch {}, and does not say that what was before may go", begins + 1);
@@ -150,7 +148,7 @@ impl Walker<'_> {
             let stream = StreamId(self.walked.index.name(slot).into());
             if last >= self.walked.may_begin_at {
                 self.does_not_follow(slot, &stream, (0, 0), format!("the first records of {} are missing", stream.0));
-            } else {
+            } else if self.walked.index.damage_of(slot).is_none() {
                 self.walked.index.let_go(0, &[stream]);
             }
         }

@@ -2,7 +2,7 @@
 //! records of the streams that stay are written once more at the end of the log, byte by byte. So a stream is always whole, its hashes
 //! hold, and no state has to be kept in a form that a later muster might not read.
 //!
-//! That segments may go is a record itself, in the stream [`RETENTION`]: a log that begins later than it says is damaged.
+//! That segments may go is a record itself, see [`crate::journal::RETENTION`]: a log that begins later than these say has lost records.
 
 use std::collections::HashSet;
 
@@ -19,13 +19,15 @@ use super::{
     scan::{Item, Scan},
     walk::text_of,
 };
-use crate::journal::{AppendError, Appended, LetGoError, NewRecord, Old, Position, ReadError, StreamAppend, StreamId};
+use crate::journal::{
+    AppendError, Appended, LetGoError, NewRecord, Old, Position, RETENTION, ReadError, StreamAppend, StreamId,
+};
 
-/// The stream that says what was let go.
-pub(crate) const RETENTION: &str = "log/retention";
+/// So much is carried in one batch, or a single stream: what is damaged together is lost together.
+const CARRY_BYTES: usize = 64 << 10;
 
-/// So much is carried in one batch, or a single stream.
-const CARRY_BYTES: usize = 1 << 20;
+/// What is worse to lose than others is carried alone.
+const CARRIED_ALONE: &str = "principal/";
 
 /// A stream that is larger than this stays where it is, and all behind it.
 const LARGEST_CARRY: usize = (Place::MAX_OFFSET / 4) as usize;
@@ -33,7 +35,13 @@ const LARGEST_CARRY: usize = (Place::MAX_OFFSET / 4) as usize;
 /// A stream that gets records all the time is read again so often.
 const TRIES: u32 = 20;
 
-#[derive(Serialize, Deserialize)]
+/// So many segments go at once: what is carried of many would want much room before any is freed.
+const SEGMENTS_AT_ONCE: usize = 8;
+
+/// Room that carrying leaves to everybody else, beside two segments.
+const RESERVE_BYTES: u64 = 16 << 20;
+
+#[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum RetentionEvent {
     RecordsLetGo {
@@ -41,20 +49,16 @@ enum RetentionEvent {
         before: u64,
         /// Streams of which nothing is left.
         streams: usize,
-        /// Streams that were written once more.
-        carried: usize,
     },
 }
 
-/// The first batch that stays, by a line of [`RETENTION`].
-pub(crate) fn let_go_before(line: &[u8]) -> Option<u64> {
-    #[derive(Deserialize)]
-    struct Line {
-        event: RetentionEvent,
-    }
-    let line: Line = serde_json::from_slice(line).ok()?;
-    let RetentionEvent::RecordsLetGo { before, .. } = line.event;
-    Some(before)
+fn retention_stream(before: Position) -> StreamId {
+    StreamId(format!("{RETENTION}{:020}", before.0).into())
+}
+
+/// The first batch that stays, by the name of a stream.
+pub(crate) fn let_go_before(stream: &StreamId) -> Option<u64> {
+    stream.0.strip_prefix(RETENTION)?.parse().ok()
 }
 
 /// See [`crate::journal::Journal::old`].
@@ -81,6 +85,9 @@ pub(crate) fn old(shared: &Shared, until: Timestamp) -> Result<Option<Old>, Read
             break;
         }
         count += 1;
+        if count == SEGMENTS_AT_ONCE {
+            break;
+        }
     }
     if count == 0 {
         return Ok(None);
@@ -116,6 +123,27 @@ pub(crate) fn newest_of(segment: &Segment) -> Result<Option<Timestamp>, ReadErro
     Ok(Some(newest))
 }
 
+/// See [`crate::journal::Journal::carry`].
+pub(crate) fn carry(shared: &Shared, old: &Old, keep: &[StreamId]) -> Result<(), LetGoError> {
+    let keep: HashSet<&StreamId> = keep.iter().collect();
+    let stays = |(stream, is_whole): &&(StreamId, bool)| !is_whole || keep.contains(stream);
+    let (mut group, mut bytes) = (Vec::new(), 0);
+    for (stream, _) in old.streams.iter().filter(stays) {
+        let carried = read_whole(shared, stream)?;
+        if stream.0.starts_with(CARRIED_ALONE) {
+            carry_group(shared, vec![carried])?;
+            continue;
+        }
+        bytes += carried.lines.len();
+        group.push(carried);
+        if bytes >= CARRY_BYTES {
+            carry_group(shared, std::mem::take(&mut group))?;
+            bytes = 0;
+        }
+    }
+    if group.is_empty() { Ok(()) } else { carry_group(shared, group) }
+}
+
 /// See [`crate::journal::Journal::let_go`].
 pub(crate) fn let_go(
     shared: &Shared,
@@ -125,31 +153,23 @@ pub(crate) fn let_go(
     by: &Actor,
 ) -> Result<Position, LetGoError> {
     let keep: HashSet<&StreamId> = keep.iter().collect();
-    let stays = |(stream, is_whole): &&(StreamId, bool)| !is_whole || keep.contains(stream) || *stream.0 == *RETENTION;
-    let (carried, gone): (Vec<_>, Vec<_>) = old.streams.iter().partition(stays);
-    let streams = gone.into_iter().map(|(stream, _)| stream.clone()).collect::<Vec<_>>();
-    let count = carried.len();
-    carry(shared, carried.into_iter().map(|(stream, _)| stream))?;
-    let event = RetentionEvent::RecordsLetGo { before: old.before.0, streams: streams.len(), carried: count };
+    let goes: HashSet<&StreamId> =
+        old.streams.iter().map(|(name, _)| name).filter(|name| !keep.contains(name)).collect();
+    let left = {
+        let index = shared.index();
+        index.streams_in_first(index.segments.partition_point(|segment| segment.first < old.before.0))
+    };
+    let left: Vec<_> = left.into_iter().map(|(stream, _)| stream).collect();
+    if let Some(other) = left.iter().find(|stream| !goes.contains(stream)) {
+        let actual = shared.index().seq_of(other);
+        return Err(AppendError::Conflict { stream: other.clone(), expected: 0, actual }.into());
+    }
+    let event = RetentionEvent::RecordsLetGo { before: old.before.0, streams: left.len() };
     let event = to_raw_value(&event).map_err(|e| AppendError::Unavailable(e.to_string()))?;
-    let stream = StreamId(RETENTION.into());
+    let stream = retention_stream(old.before);
     let expected_seq = shared.index().seq_of(&stream);
     let append = vec![StreamAppend { stream, expected_seq, records: vec![NewRecord { at, by: by.clone(), event }] }];
-    Ok(wait(shared.hand_over(Work::LetGo { before: old.before, streams, append }, 1_024))?)
-}
-
-fn carry<'a>(shared: &Shared, streams: impl Iterator<Item = &'a StreamId>) -> Result<(), LetGoError> {
-    let (mut group, mut bytes) = (Vec::new(), 0);
-    for stream in streams {
-        let carried = read_whole(shared, stream)?;
-        bytes += carried.lines.len();
-        group.push(carried);
-        if bytes >= CARRY_BYTES {
-            carry_group(shared, std::mem::take(&mut group))?;
-            bytes = 0;
-        }
-    }
-    if group.is_empty() { Ok(()) } else { carry_group(shared, group) }
+    Ok(wait(shared.hand_over(Work::LetGo { before: old.before, streams: left, append }, 1_024))?)
 }
 
 fn read_whole(shared: &Shared, stream: &StreamId) -> Result<CarriedStream, LetGoError> {
@@ -183,6 +203,15 @@ fn carry_group(shared: &Shared, group: Vec<CarriedStream>) -> Result<(), LetGoEr
 
 fn hand_over(shared: &Shared, group: Vec<CarriedStream>) -> Result<Position, AppendError> {
     let bytes = group.iter().map(|carried| carried.lines.len()).sum();
+    // A log that waits for room frees none.
+    let wanted = bytes as u64 + 2 * shared.segment_bytes + RESERVE_BYTES;
+    let free = rustix::fs::statvfs(&shared.data).map(|fs| fs.f_bavail.saturating_mul(fs.f_frsize));
+    if let Ok(free) = free
+        && free < wanted
+    {
+        let why = format!("{} KiB are free, and carrying wants {} KiB", free >> 10, wanted >> 10);
+        return Err(AppendError::Unavailable(why));
+    }
     wait(shared.hand_over(Work::Carry(group), bytes))
 }
 

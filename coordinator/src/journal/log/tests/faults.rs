@@ -17,6 +17,8 @@ struct Faults {
     writes: usize,
     /// The next syncs of segments fail, this many of them.
     syncs: usize,
+    /// The next syncs of directories fail, this many of them.
+    dirs: usize,
     /// With what.
     errno: i32,
     /// Told of every failure.
@@ -26,7 +28,7 @@ struct Faults {
 impl FaultyDisk {
     fn set(&self, writes: usize, syncs: usize, errno: i32) -> mpsc::Receiver<()> {
         let (told, failures) = mpsc::channel();
-        *self.faults.lock().unwrap() = Faults { writes, syncs, errno, told: Some(told) };
+        *self.faults.lock().unwrap() = Faults { writes, syncs, dirs: 0, errno, told: Some(told) };
         failures
     }
 
@@ -65,8 +67,31 @@ impl Disk for FaultyDisk {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.fails(|faults| &mut faults.dirs)?;
         RealDisk.sync_dir(path)
     }
+}
+
+/// What is not known to be gone must not be met again under a name that begins anew: nothing is written before the next start.
+#[test]
+fn old_segments_that_do_not_go_end_the_log_and_the_next_start_removes_them() {
+    let dir = filled(120);
+    let disk = FaultyDisk::default();
+    let (journal, _) = LogJournal::open(dir.path(), LogOptions { disk: Arc::new(disk.clone()), ..options() }).unwrap();
+    let old = journal.old(Timestamp::now()).unwrap().unwrap();
+    let keep = [id("run/0"), id("run/1"), id("run/2")];
+    journal.carry(&old, &keep).unwrap();
+    let left = segment_files(&dir).len();
+    disk.faults.lock().unwrap().dirs = usize::MAX;
+    disk.faults.lock().unwrap().errno = 5;
+    assert!(journal.let_go(&old, &keep, Timestamp::now(), &"muster".into()).is_err());
+    assert!(matches!(*journal.health().borrow(), Health::Ended { .. }));
+    assert!(matches!(append(&journal, vec![to("run/9", 0, &["x"])]), Err(AppendError::Unavailable(_))));
+    drop(journal);
+    let (journal, opening) = open(&dir);
+    assert_eq!(opening.losses, []);
+    assert!(journal.begins().0 + 1 >= old.before.0 && segment_files(&dir).len() < left);
+    assert_eq!(journal.read_stream(&id("run/1"), 0, 100).unwrap().len(), 40);
 }
 
 impl DiskFile for FaultyFile {
