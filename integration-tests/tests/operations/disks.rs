@@ -175,9 +175,9 @@ pub(crate) fn way_back(scene: &str) -> Result<()> {
     let end = bytes.iter().position(|b| *b == b'\n').context("it has a line")?;
     let line = String::from_utf8(bytes[..end].to_vec())?;
     let (head, _) = line.split_once(",\"crc32c\"").context("it is sealed")?;
-    let head = head.replacen("\"segment\":1", "\"segment\":2", 1);
+    let head = head.replacen("\"segment\":1", "\"segment\":3", 1);
     let line = format!("{head},\"crc32c\":\"{:08x}\"}}", crc32c(head.as_bytes()));
-    ensure!(line.len() == end && line.contains("\"segment\":2"), "{line}");
+    ensure!(line.len() == end && line.contains("\"segment\":3"), "{line}");
     bytes[..end].copy_from_slice(line.as_bytes());
     fs::write(&segment, &bytes)?;
     stage.ends_with(1)?;
