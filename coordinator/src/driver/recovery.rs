@@ -130,7 +130,12 @@ pub(super) fn recover(journal: &dyn Journal, store: &Store, all: bool) -> Result
     }
     let position = pass.position.max(head);
     pass.finish(store, position)?;
-    // What is damaged may have been listed long ago: a store that is up to date takes it all the same.
+    mark_quarantined(store, &recovered)?;
+    Ok(recovered)
+}
+
+/// What is damaged may have been listed long ago: a store that is up to date takes it all the same.
+fn mark_quarantined(store: &Store, recovered: &Recovered) -> Result<(), StoreError> {
     let mut marks = Vec::new();
     for (id, _, rebuilt) in &recovered.quarantined {
         match rebuilt {
@@ -138,10 +143,7 @@ pub(super) fn recover(journal: &dyn Journal, store: &Store, all: bool) -> Result
             None => marks.push(StoreWrite::Run(rows::quarantined(id, store.run(id)?))),
         }
     }
-    if !marks.is_empty() {
-        store.amend(marks)?;
-    }
-    Ok(recovered)
+    if marks.is_empty() { Ok(()) } else { store.amend(marks) }
 }
 
 /// The last batch has the latest time, whether the store has it or not; carried ones before it have none.
