@@ -1,4 +1,4 @@
-//! Packing: a full segment is compressed beside itself, read back, synced, and only then takes the plain one's place. A crash leaves
+//! Packing: a full segment is compressed beside itself, unpacked again and compared, synced, and only then takes the plain one's place. A crash leaves
 //! one of them, or both; then the plain one counts.
 
 use std::{fs, io};
