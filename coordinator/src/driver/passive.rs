@@ -175,10 +175,8 @@ impl Shared {
                 }
             };
             let (seq, ended) = (run.seq, run.has_ended());
-            let is_latest = || {
-                let after = self.journal.read_stream(&super::run_task::stream_of(id), seq, 1);
-                after.is_ok_and(|records| records.is_empty())
-            };
+            // Neither gone on nor let go since it was read.
+            let is_latest = || self.journal.seq(&super::run_task::stream_of(id)) == seq;
             match self.adopt(run, is_latest) {
                 Adopted::Stale => {}
                 Adopted::There(entry) => return Ok(Some(entry)),
