@@ -432,6 +432,11 @@ impl Registry {
         self.lock().table.occupy(run, step, at);
     }
 
+    /// See [`Table::is_left`].
+    pub(crate) fn is_left(&self, instance: &InstanceId, attempt: &AttemptKey) -> bool {
+        self.lock().table.is_left(instance, attempt)
+    }
+
     /// See [`Table::why_not`].
     pub(crate) fn why_not(&self, namespace: &Namespace, wish: &Wish) -> String {
         let state = self.lock();

@@ -219,6 +219,19 @@ fn clocks_start_again_in_full() {
     assert!(world.tick().iter().any(|e| matches!(e, Event::AttemptEnded { .. })));
 }
 
+/// Nobody could be asked: that is no reason to give up the wait for an agent, of an undo least of all.
+#[test]
+fn waits_for_an_agent_start_again_as_well() {
+    let mut world = World::new(one(|step| step.queue_timeout_ms = Some(60_000)));
+    assert_eq!(world.run.wake_up(world.now).unwrap().at, at(60));
+    assert_eq!(world.go_to(30).command(&Command::RestartQueueClocks), [Event::QueueClocksRestarted]);
+    assert_eq!(world.go_to(59).command(&Command::RestartClocks), [Event::QueueClocksRestarted]);
+    assert_eq!(world.go_to(118).tick(), []);
+    assert!(world.go_to(119).tick().iter().any(|event| matches!(event, Event::StepMoved { .. })));
+    let mut world = World::new(one(|_| {}));
+    assert_eq!(world.go_to(59).command(&Command::RestartClocks), [], "it waits without end");
+}
+
 #[test]
 fn a_found_instance_takes_its_mark_away_and_denies_what_it_never_had_once_nothing_can_reach_it() {
     let mut world = World::new(one(|_| {}));

@@ -228,6 +228,7 @@ fn events(world: &World) -> Vec<(String, Event)> {
         "SignalReceived".to_owned(),
         Event::SignalReceived { signal: "go".to_owned(), payload, reason: String::new() },
     ));
+    all.push(("QueueClocksRestarted".to_owned(), Event::QueueClocksRestarted));
     all.push(("WallClockMoved".to_owned(), Event::WallClockMoved { ahead_ms: 3_600_000 }));
     let subject = Subject::Step { step: id() };
     all.push(("OwnerReminded".to_owned(), Event::OwnerReminded { subject, next_at: world.now }));

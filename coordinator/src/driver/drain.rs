@@ -5,8 +5,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
+use muster_bus::message::AttemptKey;
 use muster_engine::{
-    ids::Namespace,
+    ids::{InstanceId, Namespace},
     run::{Outstanding, Run},
 };
 use serde::Serialize;
@@ -85,7 +86,7 @@ impl Shared {
     /// As it is.
     pub(super) fn coordinator(&self) -> CoordinatorView {
         let mut at_work: Vec<AtWork> =
-            self.runs.all().iter().filter_map(|entry| entry.run()).flat_map(|run| at_work(&run)).collect();
+            self.runs.all().iter().filter_map(|entry| entry.run()).flat_map(|run| self.at_work(&run)).collect();
         at_work.sort_by(|a, b| (a.since, &a.run, &a.step).cmp(&(b.since, &b.run, &b.step)));
         let at_work_count = at_work.len();
         at_work.truncate(NAMED);
@@ -160,17 +161,25 @@ impl Shared {
         let waits = || run.outstanding(self.clock.now()).iter().any(|one| matches!(one, Outstanding::Place(_)));
         self.drain.now().is_some() && waits()
     }
-}
 
-fn at_work(run: &Run) -> Vec<AtWork> {
-    let live = run.live_steps().filter_map(|i| Some((i, run.steps[i].live_attempt()?)));
-    let named = live.map(|(i, (number, attempt))| AtWork {
-        namespace: run.namespace.clone(),
-        run: run.id.clone(),
-        step: run.plan.steps[i].id.clone(),
-        attempt: number,
-        agent: attempt.agent.clone(),
-        since: attempt.assigned_at,
-    });
-    named.collect()
+    /// Of a run that has ended, what its agent still says that it holds.
+    fn at_work(&self, run: &Run) -> Vec<AtWork> {
+        let live = run.live_steps().filter_map(|i| Some((i, run.steps[i].live_attempt()?)));
+        let named = live.map(|(i, (number, attempt))| {
+            let at_work = AtWork {
+                namespace: run.namespace.clone(),
+                run: run.id.clone(),
+                step: run.plan.steps[i].id.clone(),
+                attempt: number,
+                agent: attempt.agent.clone(),
+                since: attempt.assigned_at,
+            };
+            (at_work, &attempt.instance)
+        });
+        let left = |at: &AtWork, instance: &InstanceId| {
+            let (run, step) = (at.run.as_str().to_owned(), at.step.as_str().to_owned());
+            self.registry.is_left(instance, &AttemptKey { run, step, attempt: at.attempt })
+        };
+        named.filter(|(at, instance)| !run.has_ended() || left(at, instance)).map(|(at, _)| at).collect()
+    }
 }

@@ -74,6 +74,7 @@ impl Figures {
             | Event::AttemptExtended { .. }
             | Event::ReportArrivedStale { .. }
             | Event::SignalReceived { .. }
+            | Event::QueueClocksRestarted
             | Event::WallClockMoved { .. }
             | Event::GateJudged { .. }
             | Event::PhaseEnded { .. }

@@ -268,12 +268,13 @@ impl RunTask {
         if wake_up.at > turn.now {
             return;
         }
-        if !self.shared.bus.is_connected() {
-            // Their reports can't reach us: their clocks start again, as after a recovery.
-            let overdue = |i: usize| turn.run().steps[i].live_attempt().is_some_and(|(_, a)| a.ends_by <= turn.now);
-            if turn.run().live_steps().any(overdue) {
-                self.ours(turn, &Command::RestartClocks, &self.shared.ours);
-            }
+        let connected = self.shared.bus.is_connected();
+        // Their reports can't reach us: their clocks start again, as after a recovery. So does a wait for an agent.
+        let overdue = |i: usize| turn.run().steps[i].live_attempt().is_some_and(|(_, a)| a.ends_by <= turn.now);
+        if !connected && turn.run().live_steps().any(overdue) {
+            self.ours(turn, &Command::RestartClocks, &self.shared.ours);
+        } else if turn.run().has_queue_clock() && (!connected || self.shared.drain.now().is_some()) {
+            self.ours(turn, &Command::RestartQueueClocks, &self.shared.ours);
         }
         for (instance, holds) in self.held_past_their_clock(turn) {
             self.ours(turn, &Command::FindInstance { instance, holds }, &self.shared.ours);

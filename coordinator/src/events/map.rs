@@ -202,6 +202,7 @@ fn of_run(event: &Event) -> Option<Said> {
         | Event::ReportArrivedStale { .. }
         | Event::OwnerReminded { .. }
         | Event::SignalReceived { .. }
+        | Event::QueueClocksRestarted
         | Event::WallClockMoved { .. }
         | Event::RollbackRequested { .. } => return None,
     })

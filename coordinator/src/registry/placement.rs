@@ -273,6 +273,11 @@ impl Table {
         (number(instance.taken()), number(instance.left.len()))
     }
 
+    /// Whether an instance holds an attempt of a run that has ended without it, as far as it has said.
+    pub(crate) fn is_left(&self, id: &InstanceId, attempt: &AttemptKey) -> bool {
+        self.instances.get(id).is_some_and(|instance| instance.left.contains(attempt))
+    }
+
     /// How many steps wait for a seat.
     pub(crate) fn waiting(&self) -> usize {
         self.roles.values().map(|r| r.waiting.len()).sum()

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use muster_bus::message::{ReportReply, TaskReply};
-use muster_coordinator::control::{Control, PlaybookSource};
+use muster_coordinator::control::{Caller, Control, PlaybookSource};
 use muster_engine::run::{
     event::{AttemptEnd, NotStarted},
     state::StepState,
@@ -29,6 +29,33 @@ async fn nothing_is_given_out_while_the_bus_is_cut_off_and_everybody_is_told() {
     assert_eq!(run.steps[0].attempts.len(), 1);
     let waits = house.up.explain_run(&ns(), &run.id).await.unwrap();
     assert!(waits.is_empty(), "{waits:?}");
+}
+
+/// Nobody could be asked: that is no reason to give up the wait for an agent.
+#[tokio::test(start_paused = true)]
+async fn a_wait_for_an_agent_is_not_given_up_while_nobody_can_be_asked() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let hurried = playbook(&["id: s0, action: test.work, queueTimeout: 5s"], "");
+    house.link.cut(true);
+    let run = house.start(&hurried).await;
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert!(matches!(house.run(&run.id).await.steps[0].state, StepState::Queued { .. }));
+    house.link.cut(false);
+    agent.succeed(1).await;
+    house.ended(&run.id).await;
+
+    let chained = ["id: s0, action: test.work", "id: s1, needs: [s0], action: test.work, queueTimeout: 5s"];
+    let run = house.start(&playbook(&chained, "")).await;
+    let task = agent.next(TaskReply::Accepted).await;
+    let admin = Caller { actor: "person/admin".into(), request_id: None };
+    house.up.drain_coordinator(&admin).await.unwrap();
+    agent.report(&task, succeeded(json!({}))).await;
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert!(matches!(house.run(&run.id).await.steps[1].state, StepState::Queued { .. }));
+    house.up.resume_coordinator(&admin).await.unwrap();
+    agent.succeed(1).await;
+    house.ended(&run.id).await;
 }
 
 /// Nobody looks at the bus in so short a time.

@@ -24,6 +24,7 @@ async fn what_an_ended_run_has_left_at_an_agent_takes_its_slot_until_the_agent_l
         (agent.busy, agent.busy_of_ended_runs)
     };
     assert_eq!(busy(&house).await, (1, 1));
+    assert_eq!(house.up.coordinator().at_work_count, 1, "it is at work, whatever became of its run");
     let next = house.start(&chain(1)).await;
     assert!(agent.gets_nothing_for(Duration::from_secs(20)).await, "its only slot is taken");
     let said = house.up.explain_run(&ns(), &next.id).await.unwrap()[0].waits_for.clone();
@@ -47,4 +48,5 @@ async fn what_an_ended_run_has_left_at_an_agent_takes_its_slot_until_the_agent_l
     // Who asks for the old run does not make the agent hold it again.
     house.run(&left.id).await;
     assert_eq!(busy(&house).await, (0, 0));
+    assert_eq!(house.up.coordinator().at_work_count, 0, "a drain does not wait for what its agent has let go of");
 }

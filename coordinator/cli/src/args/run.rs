@@ -43,7 +43,8 @@ pub(crate) enum RunCommand {
     Cancel {
         #[command(flatten)]
         reason: ReasonArgs,
-        /// Do not wait for attempts that may still be at work.
+        /// Do not wait for attempts that may still be at work. Those that were not told to stop before, by a cancellation without
+        /// this, work on.
         #[arg(long)]
         force: bool,
     },

@@ -137,6 +137,7 @@ impl Run {
                 self.active_phase(phase, touched).map(|phase| phase.gate = Some(gate))
             }
             Event::SignalReceived { signal, payload, reason: _ } => self.signal_received(signal, payload, touched),
+            Event::QueueClocksRestarted => self.queue_clocks_restarted(at, touched),
             Event::WallClockMoved { ahead_ms } => self.wall_clock_moved(*ahead_ms, touched),
             Event::PhaseEnded { phase, outcome } => self.phase_ended(at, phase, *outcome, touched),
             Event::MilestoneAtRisk { phase } => self.milestone(at, phase, MilestoneState::AtRisk, touched),
@@ -360,7 +361,20 @@ impl Run {
         Ok(())
     }
 
-    /// Nobody could take a step while the run was paused: the wait of each begins again.
+    fn queue_clocks_restarted(&mut self, at: Timestamp, touched: &mut Touched) -> Result<(), String> {
+        refuse(!self.has_queue_clock(), "nothing waits for an agent, for so long at most")?;
+        self.wait_afresh(at, touched);
+        Ok(())
+    }
+
+    /// Whether a step gives up its wait for an agent at some time.
+    pub fn has_queue_clock(&self) -> bool {
+        let ends = |i: &usize| self.plan.steps[*i].queue_timeout_ms.is_some();
+        let waits = |i: &usize| matches!(self.steps[*i].state, StepState::Queued { .. });
+        self.pause.is_none() && self.awake.iter().any(|i| ends(i) && waits(i))
+    }
+
+    /// Nobody could take a step, since the run was paused or nobody could be asked: the wait of each begins again.
     fn wait_afresh(&mut self, at: Timestamp, touched: &mut Touched) {
         for i in self.awake.clone() {
             let timeout_ms = self.plan.steps[i].queue_timeout_ms;

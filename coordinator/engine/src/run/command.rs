@@ -79,8 +79,11 @@ pub enum Command {
         /// Which.
         instance: InstanceId,
     },
-    /// The coordinator has started again, or time has jumped: clocks of unconfirmed attempts start again in full.
+    /// The coordinator has started again, or time has jumped: clocks of unconfirmed attempts start again in full, and those of waits
+    /// for an agent.
     RestartClocks,
+    /// Nobody can be asked at present: clocks of waits for an agent start again.
+    RestartQueueClocks,
     /// So far the wall clock is ahead of `now`, in milliseconds (negative: behind). What waits for a moment of the wall clock
     /// goes by it; durations and deadlines do not. A run in which nothing waits for a moment has nothing to say to it.
     FollowWallClock {

@@ -122,6 +122,7 @@ impl Run {
             Command::FindInstance { instance, holds } => Ok(clock::find(self, instance, holds, now)),
             Command::BuryInstance { instance } => Ok(clock::bury(self, instance, now)),
             Command::RestartClocks => Ok(clock::restart(self, now)),
+            Command::RestartQueueClocks => Ok(clock::restart_queue_clocks(self)),
             Command::FollowWallClock { ahead_ms } => Ok(clock::follow_wall_clock(self, *ahead_ms)),
             Command::Tick => Ok(clock::tick(self, now)),
             Command::Assign { step, agent, instance, host, dispatch_until } => {

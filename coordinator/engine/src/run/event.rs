@@ -149,6 +149,8 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "String::is_empty")]
         reason: String,
     },
+    /// For a while no agent could be asked: steps that wait for one, and for so long at most, wait from now on.
+    QueueClocksRestarted,
     /// The wall clock is not where it was, beside the times in the journal: what waits for a moment of it is woken at another
     /// time of those.
     WallClockMoved {
@@ -271,6 +273,7 @@ impl Event {
             Self::OwnerReminded { .. } => "owner_reminded",
             Self::GateJudged { .. } => "gate_judged",
             Self::SignalReceived { .. } => "signal_received",
+            Self::QueueClocksRestarted => "queue_clocks_restarted",
             Self::WallClockMoved { .. } => "wall_clock_moved",
             Self::PhaseEnded { .. } => "phase_ended",
             Self::MilestoneAtRisk { .. } => "milestone_at_risk",

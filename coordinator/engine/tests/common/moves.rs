@@ -67,7 +67,12 @@ pub fn disturbances(world: &World) -> Vec<Command> {
 
 /// What is rare: other ends, denials, comebacks, clocks.
 pub fn oddities(world: &World) -> Vec<Command> {
-    let mut all = vec![Command::RestartClocks, Command::Tick, Command::FollowWallClock { ahead_ms: 0 }];
+    let mut all = vec![
+        Command::RestartClocks,
+        Command::RestartQueueClocks,
+        Command::Tick,
+        Command::FollowWallClock { ahead_ms: 0 },
+    ];
     for (fence, _) in live(&world.run) {
         let finish = |outcome| Command::Finish { fence: fence.clone(), outcome };
         all.push(finish(ok(json!(1))));

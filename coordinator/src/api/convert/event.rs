@@ -91,6 +91,7 @@ impl<'a> About<'a> {
             Event::RunStarted(_)
             | Event::OwnerReminded { subject: Subject::Run, .. }
             | Event::SignalReceived { .. }
+            | Event::QueueClocksRestarted
             | Event::WallClockMoved { .. }
             | Event::RunPaused { .. }
             | Event::RecordsLost { .. }
@@ -144,6 +145,7 @@ fn sentence(event: &Event) -> String {
         Event::SignalReceived { signal, reason, .. } if reason.is_empty() => format!("signal {signal} has come"),
         Event::SignalReceived { signal, reason, .. } => format!("signal {signal} has come: {reason}"),
         Event::GateJudged { phase, verdict, .. } => format!("gate of phase {phase} {}", verdict_text(*verdict)),
+        Event::QueueClocksRestarted => "no agent could be asked for a while: waits for one begin again".to_owned(),
         Event::WallClockMoved { ahead_ms } => wall_clock(*ahead_ms),
         Event::PhaseEnded { phase, outcome } => format!("phase {phase} {}", phase_text(*outcome)),
         Event::MilestoneAtRisk { phase } => format!("milestone of phase {phase} is at risk"),

@@ -145,7 +145,7 @@ pub(super) fn bury(run: &Run, instance: &InstanceId, now: Timestamp) -> Vec<Even
     held_by(run, instance).map(|(i, number)| lost(run, i, number, EndedBy::InstanceGone, now)).collect()
 }
 
-/// The clocks of unconfirmed attempts start again in full.
+/// The clocks of unconfirmed attempts start again in full, and those of waits for an agent.
 pub(super) fn restart(run: &Run, now: Timestamp) -> Vec<Event> {
     if run.has_ended() {
         return Vec::new();
@@ -160,7 +160,13 @@ pub(super) fn restart(run: &Run, now: Timestamp) -> Vec<Event> {
             }
         }
     }
+    events.extend(restart_queue_clocks(run));
     events
+}
+
+/// The clocks of waits for an agent start again.
+pub(super) fn restart_queue_clocks(run: &Run) -> Vec<Event> {
+    if run.has_queue_clock() { vec![Event::QueueClocksRestarted] } else { Vec::new() }
 }
 
 fn held_by<'a>(run: &'a Run, instance: &'a InstanceId) -> impl Iterator<Item = (usize, AttemptNumber)> + 'a {
