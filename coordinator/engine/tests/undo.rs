@@ -75,6 +75,21 @@ fn a_failed_step_that_prepared_is_undone_too_and_each_preparation_newest_first()
 }
 
 #[test]
+fn a_forced_cancel_does_not_forget_what_was_not_taken_back() {
+    let mut world = World::new(plan_with(|_, _| {}));
+    world.change("a");
+    world.change("b");
+    fail_z(&mut world);
+    world.assign("b");
+    world.finish("b", failed(FailureKind::Permanent));
+    assert!(world.is_asking("b"));
+    world.command(&Command::Cancel { reason: "enough".to_owned(), force: true });
+    assert_eq!(world.ended(), Some(RunOutcome::Cancelled));
+    let left: Vec<&str> = world.run.not_taken_back().into_iter().map(StepId::as_str).collect();
+    assert_eq!(left, ["a", "b"]);
+}
+
+#[test]
 fn what_changed_nothing_is_not_undone() {
     let mut world = World::new(plan_with(|_, b| b.undo = PlannedUndo::Nothing));
     world.assign("a");

@@ -1,5 +1,6 @@
-//! How long the journal keeps what has ended, and from when on in fewer bytes. What is open stays whole, however old it is, and so does what says who may do what,
-//! which agents there are, and how playbooks were; everything else goes with the segment that holds its last record.
+//! How long the journal keeps what has ended, and from when on in fewer bytes. What is open stays whole, however old it is, and so
+//! does what says who may do what, which agents there are, and how playbooks were; everything else goes with the segment that
+//! holds its last record.
 
 use std::{
     sync::{Arc, PoisonError},
@@ -13,7 +14,7 @@ use tracing::{info, warn};
 
 use super::{Shared, recovery, requests};
 use crate::{
-    journal::{LetGoError, Old, ReadError, StreamId},
+    journal::{LetGoError, Old, RETENTION, ReadError, StreamId},
     registry::records::agent_of,
     store::{StoreError, StoreWrite},
 };
@@ -156,7 +157,7 @@ impl Shared {
         if let Some(life) = stream.0.strip_prefix("life/") {
             return Ok(life != self.cluster);
         }
-        Ok(&*stream.0 == "clock/wall")
+        Ok(&*stream.0 == "clock/wall" || stream.0.starts_with(RETENTION))
     }
 
     /// Whether a run ended before the moment, or is not there at all.

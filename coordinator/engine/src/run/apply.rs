@@ -292,7 +292,10 @@ impl Run {
         refuse(again && !cancel.force, "the run is being cancelled or walked back already")?;
         self.state = RunState::Cancelling;
         self.pause = None;
-        self.rollback = None;
+        if let Some(rollback) = &mut self.rollback {
+            // It is cut off; what it has not taken back is said at the end.
+            rollback.remaining.clear();
+        }
         self.cancel = Some(cancel);
         self.close_open_steps(at, touched);
         Ok(())
