@@ -72,6 +72,22 @@ impl Disk for FaultyDisk {
     }
 }
 
+/// That it may go is on the disk before it goes.
+#[test]
+fn nothing_goes_while_its_record_is_not_on_the_disk() {
+    let dir = filled(120);
+    let disk = FaultyDisk::default();
+    let (journal, _) = LogJournal::open(dir.path(), LogOptions { disk: Arc::new(disk.clone()), ..options() }).unwrap();
+    let old = journal.old(Timestamp::now()).unwrap().unwrap();
+    let keep = [id("run/0"), id("run/1"), id("run/2")];
+    journal.carry(&old, &keep).unwrap();
+    let before = segment_files(&dir);
+    let _failures = disk.set(0, usize::MAX, 5);
+    assert!(journal.let_go(&old, &keep, Timestamp::now(), &"muster".into()).is_err());
+    drop(journal);
+    assert!(before.iter().all(|path| path.exists()), "{before:?}");
+}
+
 /// What is not known to be gone must not be met again under a name that begins anew: nothing is written before the next start.
 #[test]
 fn old_segments_that_do_not_go_end_the_log_and_the_next_start_removes_them() {
