@@ -76,11 +76,13 @@ impl Disk for FaultyDisk {
 #[test]
 fn nothing_goes_while_its_record_is_not_on_the_disk() {
     let dir = filled(120);
-    let disk = FaultyDisk::default();
-    let (journal, _) = LogJournal::open(dir.path(), LogOptions { disk: Arc::new(disk.clone()), ..options() }).unwrap();
+    let (journal, _) = open(&dir);
     let old = journal.old(Timestamp::now()).unwrap().unwrap();
     let keep = [id("run/0"), id("run/1"), id("run/2")];
     journal.carry(&old, &keep).unwrap();
+    drop(journal);
+    let disk = FaultyDisk::default();
+    let (journal, _) = LogJournal::open(dir.path(), LogOptions { disk: Arc::new(disk.clone()), ..options() }).unwrap();
     let before = segment_files(&dir);
     let _failures = disk.set(0, usize::MAX, 5);
     assert!(journal.let_go(&old, &keep, Timestamp::now(), &"muster".into()).is_err());
