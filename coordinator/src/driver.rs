@@ -27,6 +27,7 @@ mod new_life;
 mod outage;
 mod passive;
 mod playbooks;
+mod post;
 mod projector;
 mod quarantine;
 mod recovery;
@@ -66,6 +67,7 @@ use self::{
     outage::Outage,
     passive::Adopted,
     playbooks::Planning,
+    post::Post,
     projector::Projector,
     quarantine::Quarantine,
     requests::Request,
@@ -223,9 +225,9 @@ impl Coordinator {
                 recovered = recover(&config, false).await?;
             }
         }
-        let intake = Intake::open(&*config.bus).await?;
         let (events, retention) = (config.events.take(), config.retention);
         let shared = Arc::new(Shared::new(config));
+        let intake = Intake::open(&*shared.bus, &shared.post).await?;
         let now = shared.clock.now();
         for ((namespace, name), record) in recovered.agents {
             shared.registry.restore(namespace, name, record, now);
@@ -317,6 +319,7 @@ pub(crate) struct Shared {
     quarantine: Quarantine,
     outage: Outage,
     drain: Drain,
+    post: Post,
     planning: Planning,
     milestones: broadcast::Sender<(Namespace, MilestoneView)>,
     figures: Figures,
@@ -338,6 +341,7 @@ impl Shared {
         Self {
             journal: config.journal,
             store: config.store,
+            post: Post::new(&*config.bus),
             bus: config.bus,
             cluster: config.cluster,
             term: config.term,
@@ -378,6 +382,7 @@ impl Shared {
             }
         });
         self.tasks.spawn(Arc::clone(self).fetch(due));
+        self.tasks.spawn(Arc::clone(self).carry());
         let shared = Arc::clone(self);
         self.tasks.spawn(async move { shared.projector.run(&shared).await });
         let shared = Arc::clone(self);

@@ -9,8 +9,10 @@ use muster_agent::WorkerError;
 use muster_bus::{
     Bus, BusError, LocalBus,
     message::{
-        AttemptKey, BeatReply, FailureKind, Order, Outcome, Purpose, RegisterReply, ReportBody, ReportReply, TaskReply,
+        AttemptKey, BeatReply, FailureKind, Order, Outcome, Purpose, RegisterReply, ReportBody, ReportReply, Task,
+        TaskReply,
     },
+    subject::Subjects,
     testkit::{Faults, FaultyBus},
 };
 use serde_json::{Value, json};
@@ -95,6 +97,23 @@ async fn a_task_is_started_once_however_often_it_comes() {
     assert!(is_accepted(&coordinator.send(&copy).await), "it repeats what it said");
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!((agent.act.runs(), coordinator.heard().reports.len()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_ends_at_once_is_reported_and_its_copies_are_accepted() {
+    let (coordinator, agent) = both(Setup::default()).await;
+    let instance = coordinator.registered(1).await.instance;
+    let subject = Subjects::new("default").task(AGENT, &instance);
+    let once = |task: &Task| coordinator.bus.request(&subject, support::bytes(task), Duration::from_secs(1));
+    let quick = coordinator.task("quick", json!({"output": {"x": 1}}));
+    assert!(matches!(once(&quick).await, Err(BusError::Timeout(_))), "its report says as much");
+    assert_eq!(coordinator.outcome(&quick).await, succeeded(json!({"x": 1})));
+    assert_eq!(once(&quick).await.as_deref(), Ok(&br#"{"answer":"accepted"}"#[..]));
+    let slow = coordinator.task("slow", json!({"do": "wait"}));
+    assert_eq!(once(&slow).await.as_deref(), Ok(&br#"{"answer":"accepted"}"#[..]), "it is at work");
+    agent.act.go.notify_one();
+    coordinator.outcome(&slow).await;
+    assert_eq!(agent.act.runs(), 2);
 }
 
 #[tokio::test(start_paused = true)]

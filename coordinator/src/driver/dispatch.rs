@@ -1,4 +1,4 @@
-//! Carries a task to its instance: again and again until it is answered, or until nothing may be sent any more.
+//! A task on its way to its instance: what is sent, and what follows from what is heard of it.
 //!
 //! No answer is no denial: only the instance's own word that it will not start the attempt goes back to the run.
 
@@ -12,7 +12,7 @@ use muster_bus::{
     subject::{Subjects, shard_of},
 };
 use muster_engine::run::{Dispatch, Fence, Run, event::NotStarted};
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::{
     Shared,
@@ -21,87 +21,112 @@ use super::{
     entry::{Message, RunEntry},
 };
 
-/// How long one copy of a task waits for its answer.
-const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-
 /// Between two copies, at first; twice that each time.
 const AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 /// Between two copies, at most.
 const AGAIN_AT_MOST: Duration = Duration::from_secs(1);
 
-/// A task on its way.
+/// See the module.
 pub(super) struct Errand {
+    entry: Arc<RunEntry>,
     run: Arc<Run>,
     dispatch: Box<Dispatch>,
     /// No copy of the task can have left: none was ever handed to a bus that was there.
     unsent: bool,
     /// When the first copy left.
     first_sent: Option<Timestamp>,
+    /// How long it rests before the next copy.
+    pause: Duration,
+}
+
+/// What an errand does next.
+pub(super) enum Next {
+    /// Send this copy to this subject, and wait for its answer.
+    Send(String, Bytes),
+    /// Nothing, for so long.
+    Rest(Duration),
+    /// It is over, and the run has to know this.
+    Deny(Denial),
+    /// It is over.
+    End,
+}
+
+/// An attempt that was not started.
+pub(super) struct Denial {
+    /// Whose.
+    pub(super) entry: Arc<RunEntry>,
+    /// What its run has to hear.
+    pub(super) message: Message,
 }
 
 impl Errand {
     /// The task of an unconfirmed attempt. `unsent`: it was assigned in this process, and this is its first errand.
-    pub(super) fn new(run: &Arc<Run>, dispatch: Box<Dispatch>, unsent: bool) -> Self {
-        Self { run: Arc::clone(run), dispatch, unsent, first_sent: None }
+    pub(super) fn new(entry: &Arc<RunEntry>, run: &Arc<Run>, dispatch: Box<Dispatch>, unsent: bool) -> Self {
+        let (entry, run) = (Arc::clone(entry), Arc::clone(run));
+        Self { entry, run, dispatch, unsent, first_sent: None, pause: AGAIN_AFTER }
     }
 
-    /// Send until it is answered or its time is over. A denial is told to the run, and that nothing could be sent at all.
-    pub(super) async fn run(mut self, shared: Arc<Shared>, entry: Arc<RunEntry>) {
-        let (step, attempt) = (self.dispatch.step.clone(), self.dispatch.attempt);
-        let mut pause = AGAIN_AFTER;
-        loop {
-            let now = shared.clock.now();
-            if now >= self.dispatch.dispatch_until {
-                if self.unsent {
-                    return self.deny(&entry, NotStarted::Unsent).await;
-                }
-                debug!(run_id = %entry.id, step_id = %step, attempt, "no answer to the task in time");
-                return;
+    /// The next copy, as long as one may be sent. A task that could not be sent at all is denied.
+    pub(super) fn next(&mut self, shared: &Shared) -> Next {
+        let now = shared.clock.now();
+        if now >= self.dispatch.dispatch_until {
+            if self.unsent {
+                return self.deny(NotStarted::Unsent);
             }
-            if !shared.bus.is_connected() {
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(AGAIN_AT_MOST);
-                continue;
+            let Dispatch { step, attempt, .. } = &*self.dispatch;
+            debug!(run_id = %self.entry.id, step_id = %step, attempt, "no answer to the task in time");
+            return Next::End;
+        }
+        if !shared.bus.is_connected() {
+            return self.rest();
+        }
+        self.unsent = false;
+        self.first_sent.get_or_insert(now);
+        let subjects = Subjects::new(self.run.namespace.as_str());
+        match serde_json::to_vec(&self.task(shared, &subjects, now)) {
+            Ok(payload) => {
+                let subject = subjects.task(self.dispatch.agent.as_str(), self.dispatch.instance.as_str());
+                Next::Send(subject, Bytes::from(payload))
             }
-            self.unsent = false;
-            let first_sent = *self.first_sent.get_or_insert(now);
-            match self.send(&shared, now).await {
-                Ok(TaskReply::Accepted) => return,
-                Ok(TaskReply::Busy) => return self.deny(&entry, NotStarted::Busy).await,
-                Ok(TaskReply::Draining) => return self.deny(&entry, NotStarted::Draining).await,
-                Ok(TaskReply::Refused { why }) => {
-                    // It may have refused a copy for its age alone, and repeats that: another attempt finds out.
-                    let in_time = shared.clock.now() < after_ms(first_sent, shared.intervals.start_within_ms);
-                    let denial = if in_time { NotStarted::Refused { why } } else { NotStarted::Busy };
-                    return self.deny(&entry, denial).await;
-                }
-                Err(BusError::TooLarge { size, limit }) => {
-                    let why = format!("the task has {size} bytes, and the bus carries {limit}");
-                    return self.deny(&entry, NotStarted::Refused { why }).await;
-                }
-                Err(e @ BusError::BadSubject(_)) => {
-                    return self.deny(&entry, NotStarted::Refused { why: e.to_string() }).await;
-                }
-                Err(e @ (BusError::NoResponders(_) | BusError::Timeout(_) | BusError::Disconnected(_))) => {
-                    debug!(run_id = %entry.id, step_id = %step, attempt, "task not answered: {e}");
-                }
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(AGAIN_AT_MOST);
+            Err(e) => self.deny(NotStarted::Refused { why: format!("the task can't be written as JSON: {e}") }),
         }
     }
 
-    async fn send(&self, shared: &Shared, now: Timestamp) -> Result<TaskReply, BusError> {
-        let subjects = Subjects::new(self.run.namespace.as_str());
-        let payload = serde_json::to_vec(&self.task(shared, &subjects, now))
-            .map_err(|e| BusError::Disconnected(e.to_string()))?;
-        let subject = subjects.task(self.dispatch.agent.as_str(), self.dispatch.instance.as_str());
-        let reply = shared.bus.request(&subject, Bytes::from(payload), ANSWER_WITHIN).await?;
-        serde_json::from_slice(&reply).map_err(|e| {
-            warn!(agent = %self.dispatch.agent, "the answer to a task can't be read: {e}");
-            BusError::Timeout(subject)
-        })
+    /// What follows from the answer to a copy, or from none.
+    pub(super) fn heard(&mut self, shared: &Shared, answer: Result<TaskReply, BusError>) -> Next {
+        match answer {
+            Ok(TaskReply::Accepted) => Next::End,
+            Ok(TaskReply::Busy) => self.deny(NotStarted::Busy),
+            Ok(TaskReply::Draining) => self.deny(NotStarted::Draining),
+            Ok(TaskReply::Refused { why }) => {
+                // It may have refused a copy for its age alone, and repeats that: another attempt finds out.
+                let in_time = self
+                    .first_sent
+                    .is_none_or(|first| shared.clock.now() < after_ms(first, shared.intervals.start_within_ms));
+                self.deny(if in_time { NotStarted::Refused { why } } else { NotStarted::Busy })
+            }
+            Err(BusError::TooLarge { size, limit }) => self
+                .deny(NotStarted::Refused { why: format!("the task has {size} bytes, and the bus carries {limit}") }),
+            Err(e @ BusError::BadSubject(_)) => self.deny(NotStarted::Refused { why: e.to_string() }),
+            Err(e @ (BusError::NoResponders(_) | BusError::Timeout(_) | BusError::Disconnected(_))) => {
+                let Dispatch { step, attempt, .. } = &*self.dispatch;
+                debug!(run_id = %self.entry.id, step_id = %step, attempt, "task not answered: {e}");
+                self.rest()
+            }
+        }
+    }
+
+    fn rest(&mut self) -> Next {
+        let pause = self.pause;
+        self.pause = (pause * 2).min(AGAIN_AT_MOST);
+        Next::Rest(pause)
+    }
+
+    fn deny(&self, why: NotStarted) -> Next {
+        let Dispatch { step, attempt, agent, instance, .. } = &*self.dispatch;
+        let fence = Fence { step: step.clone(), attempt: *attempt, agent: agent.clone(), instance: instance.clone() };
+        Next::Deny(Denial { entry: Arc::clone(&self.entry), message: Message::Deny { fence, why } })
     }
 
     /// Made for each copy: it says when that was sent.
@@ -128,12 +153,5 @@ impl Errand {
             start_within_ms: shared.intervals.start_within_ms,
             report_subject: subjects.report(shard_of(self.run.id.as_str()), dispatch.agent.as_str()),
         }
-    }
-
-    async fn deny(&self, entry: &RunEntry, why: NotStarted) {
-        let Dispatch { step, attempt, agent, instance, .. } = &*self.dispatch;
-        let fence = Fence { step: step.clone(), attempt: *attempt, agent: agent.clone(), instance: instance.clone() };
-        // A run with an unconfirmed attempt does not leave memory but with the process.
-        let _ = entry.tell(Message::Deny { fence, why }).await;
     }
 }

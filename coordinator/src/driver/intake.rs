@@ -31,6 +31,7 @@ use super::{
     Shared, convert,
     entry::{Burial, Message},
     logs::may_log,
+    post::Post,
     projector::Ticket,
     report::reply,
 };
@@ -51,11 +52,13 @@ pub(super) struct Intake {
     status: Subscription,
     log: Subscription,
     signal: Subscription,
+    /// To tasks.
+    answer: Subscription,
 }
 
 impl Intake {
     /// Subscribe to everything.
-    pub(super) async fn open(bus: &dyn Bus) -> Result<Self, BusError> {
+    pub(super) async fn open(bus: &dyn Bus, post: &Post) -> Result<Self, BusError> {
         Ok(Self {
             register: bus.subscribe(Subjects::all(AgentSubject::Register)).await?,
             report: bus.subscribe(Subjects::all(AgentSubject::Report)).await?,
@@ -63,6 +66,7 @@ impl Intake {
             status: bus.subscribe(Subjects::all(AgentSubject::Status)).await?,
             log: bus.subscribe(Subjects::all(AgentSubject::Log)).await?,
             signal: bus.subscribe(Subjects::all(AgentSubject::Signal)).await?,
+            answer: bus.subscribe(&post.answers()).await?,
         })
     }
 
@@ -73,6 +77,7 @@ impl Intake {
         each(shared, self.status, |shared, d| shared.take_status(d));
         each(shared, self.log, |shared, d| shared.take_log(&d));
         each(shared, self.signal, Shared::take_signal);
+        each(shared, self.answer, |shared, d| shared.take_answer(&d));
         each(shared, self.register, |shared, d| {
             let Ok(permit) = Arc::clone(&shared.slow_intake).try_acquire_owned() else {
                 let why = "too many agents register at once".to_owned();

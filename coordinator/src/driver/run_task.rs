@@ -12,7 +12,7 @@ use muster_engine::{
     ids::{Actor, InstanceId, StepId},
     run::{Command, Event, Outstanding, Run, state::StepState},
 };
-use tokio::{sync::mpsc, task::AbortHandle};
+use tokio::sync::mpsc;
 use tracing::debug;
 
 use super::{
@@ -22,6 +22,7 @@ use super::{
     entry::{Answer, Message, RunEntry, Signals},
     errors,
     listed::{Listed, Why},
+    post::Token,
     requests::Request,
     turn::{Made, Pending, Turn},
     watch::Watcher,
@@ -53,7 +54,7 @@ pub(super) struct RunTask {
     pub(super) run: Arc<Run>,
     /// Steps that have a seat, or wait for one.
     pub(super) seats: Vec<(usize, Sits)>,
-    errands: Vec<(usize, u32, AbortHandle)>,
+    errands: Vec<(usize, u32, Token)>,
     /// Attempts that another process may have sent a task of.
     adopted: Vec<(usize, u32)>,
     /// Stale reports that were journalled, by step.
@@ -150,8 +151,8 @@ impl RunTask {
                 break;
             }
         }
-        for (_, _, errand) in &self.errands {
-            errand.abort();
+        for (_, _, errand) in self.errands.drain(..) {
+            self.shared.end_errand(errand);
         }
         for watcher in self.watchers.drain(..) {
             watcher.end(errors::stopping());
@@ -443,10 +444,8 @@ impl RunTask {
                         continue;
                     }
                     let unsent = !self.adopted.contains(&(step, attempt));
-                    let errand = Errand::new(&self.run, dispatch, unsent);
-                    let going = errand.run(Arc::clone(&self.shared), Arc::clone(&self.entry));
-                    let handle = self.shared.tasks.spawn(going);
-                    self.errands.push((step, attempt, handle.abort_handle()));
+                    let errand = Errand::new(&self.entry, &self.run, dispatch, unsent);
+                    self.errands.push((step, attempt, self.shared.begin_errand(errand)));
                 }
                 Outstanding::CancelAttempt(cancel) => {
                     let key = key_of(&self.entry, &cancel.step, cancel.attempt);
@@ -462,14 +461,14 @@ impl RunTask {
         let run = &self.run;
         let is_live =
             |step: usize, attempt: u32| run.steps[step].live_attempt().is_some_and(|(number, _)| number == attempt);
-        self.errands.retain(|(step, attempt, handle)| {
+        let (shared, registry) = (&self.shared, &self.shared.registry);
+        self.errands.retain(|(step, attempt, errand)| {
             let live = is_live(*step, *attempt);
             if !live {
-                handle.abort();
+                shared.end_errand(*errand);
             }
             live
         });
-        let registry = &self.shared.registry;
         self.cancels.retain(|(step, instance, key)| {
             let live = is_live(*step, key.attempt);
             if !live {

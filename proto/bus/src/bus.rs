@@ -24,6 +24,16 @@ pub trait Bus: Send + Sync + 'static {
     /// See [`BusError`]; after any error but `TooLarge` and `BadSubject` the other side may have got the request.
     async fn request(&self, subject: &str, payload: Bytes, timeout: Duration) -> Result<Bytes, BusError>;
 
+    /// Send a request whose answer comes to the subscribers of `answer_to`, without waiting for anything. When nobody listens on
+    /// `subject`, a delivery with [`Delivery::nobody`] comes there instead.
+    ///
+    /// # Errors
+    /// See [`BusError`]; it was not sent.
+    fn send_request(&self, subject: &str, answer_to: &str, payload: Bytes) -> Result<(), BusError>;
+
+    /// The first part of subjects that nobody else on this bus uses, for answers. A new one each time.
+    fn inbox(&self) -> String;
+
     /// Send without waiting for an answer. `Ok` says that it was handed to the bus, not that anybody got it.
     async fn publish(&self, subject: &str, payload: Bytes) -> Result<(), BusError>;
 
@@ -51,6 +61,8 @@ pub struct Delivery {
     pub payload: Bytes,
     /// How to answer, if it was a request.
     pub reply: Option<ReplyTo>,
+    /// It is the bus that says so, and nobody else: a request whose answer was to come here has found no listener.
+    pub nobody: bool,
 }
 
 /// Answers one request. Dropping it answers nothing: the requester runs into its timeout and asks again.

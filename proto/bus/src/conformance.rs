@@ -24,6 +24,7 @@ pub async fn all(ends: &Ends, prefix: &str) {
     answers_a_request(ends, &format!("{prefix}.answers")).await;
     says_that_nobody_listens(ends, &format!("{prefix}.nobody")).await;
     says_that_nobody_answered(ends, &format!("{prefix}.silent")).await;
+    brings_an_answer_to_an_inbox(ends, &format!("{prefix}.inbox")).await;
     refuses_what_is_too_large(ends, &format!("{prefix}.large")).await;
     refuses_what_is_no_subject(ends, &format!("{prefix}.blank")).await;
     matches_wildcards(ends, &format!("{prefix}.wild")).await;
@@ -56,6 +57,27 @@ pub async fn says_that_nobody_answered(ends: &Ends, subject: &str) {
     let (reply, delivery) = tokio::join!(asked, async { next(&mut requests).await.reply.is_some() });
     assert!(delivery, "a request carries a way to answer");
     assert_eq!(reply, Err(BusError::Timeout(subject.to_owned())));
+}
+
+/// What is sent without waiting is answered to an inbox, also by the bus itself when nobody listens.
+pub async fn brings_an_answer_to_an_inbox(ends: &Ends, subject: &str) {
+    let inbox = ends.here.inbox();
+    assert_ne!(inbox, ends.here.inbox(), "an inbox is nobody else's");
+    let mut answers = subscribe(ends.here.as_ref(), &format!("{inbox}.*")).await;
+    assert_eq!(ends.here.send_request(subject, &format!("{inbox}.1"), Bytes::new()), Ok(()));
+    let unheard = next(&mut answers).await;
+    assert_eq!((unheard.subject, unheard.nobody, unheard.payload), (format!("{inbox}.1"), true, Bytes::new()));
+    let mut requests = subscribe(ends.there.as_ref(), subject).await;
+    assert_eq!(ends.here.send_request(subject, &format!("{inbox}.2"), Bytes::from_static(b"question")), Ok(()));
+    let request = next(&mut requests).await;
+    assert_eq!((request.payload.as_ref(), request.nobody), (&b"question"[..], false));
+    request.reply.expect("a request can be answered").send(Bytes::from_static(b"answer"));
+    let answer = next(&mut answers).await;
+    assert_eq!((answer.subject, answer.nobody), (format!("{inbox}.2"), false));
+    assert_eq!(answer.payload.as_ref(), b"answer");
+    let over = Bytes::from(vec![b'x'; ends.here.max_payload() + 1]);
+    assert!(matches!(ends.here.send_request(subject, &inbox, over), Err(BusError::TooLarge { .. })));
+    assert!(matches!(ends.here.send_request("a b", &inbox, Bytes::new()), Err(BusError::BadSubject(_))));
 }
 
 /// The limit is `max_payload`; what is over it is not sent.

@@ -74,12 +74,32 @@ impl Bus for LocalBus {
         tokio::time::timeout(timeout, reply).await.map_err(|_| BusError::Timeout(subject.to_owned()))
     }
 
+    fn send_request(&self, subject: &str, answer_to: &str, payload: Bytes) -> Result<(), BusError> {
+        check(subject, &payload)?;
+        check(answer_to, &Bytes::new())?;
+        let asked = {
+            let routes = self.shared.routes.read().unwrap_or_else(PoisonError::into_inner);
+            let mut asked = false;
+            for route in routes.matching(subject) {
+                asked = true;
+                let reply = answer_on(self.shared.clone(), answer_to.to_owned());
+                self.shared.hand_over(route, subject, payload.clone(), Some(reply));
+            }
+            asked
+        };
+        if !asked {
+            self.shared.deliver(answer_to, &Bytes::new(), true);
+        }
+        Ok(())
+    }
+
+    fn inbox(&self) -> String {
+        format!("{}.{}", subject::INBOX, self.shared.next_id.fetch_add(1, Ordering::Relaxed))
+    }
+
     async fn publish(&self, subject: &str, payload: Bytes) -> Result<(), BusError> {
         check(subject, &payload)?;
-        let routes = self.shared.routes.read().unwrap_or_else(PoisonError::into_inner);
-        for route in routes.matching(subject) {
-            self.shared.hand_over(route, subject, payload.clone(), None);
-        }
+        self.shared.deliver(subject, &payload, false);
         Ok(())
     }
 
@@ -135,9 +155,20 @@ impl Shared {
         true
     }
 
+    fn deliver(&self, subject: &str, payload: &Bytes, nobody: bool) {
+        let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
+        for route in routes.matching(subject) {
+            let payload = payload.clone();
+            self.put(route, Delivery { subject: subject.to_owned(), payload, reply: None, nobody });
+        }
+    }
+
     fn hand_over(&self, route: &Route, subject: &str, payload: Bytes, reply: Option<ReplyTo>) {
-        let delivery = Delivery { subject: subject.to_owned(), payload, reply };
-        if let Err(mpsc::error::TrySendError::Full(_)) = route.sender.try_send(delivery) {
+        self.put(route, Delivery { subject: subject.to_owned(), payload, reply, nobody: false });
+    }
+
+    fn put(&self, route: &Route, delivery: Delivery) {
+        if let Err(mpsc::error::TrySendError::Full(Delivery { subject, .. })) = route.sender.try_send(delivery) {
             let lost = self.lost.fetch_add(1, Ordering::Relaxed) + 1;
             if lost.is_power_of_two() {
                 tracing::warn!(
@@ -148,6 +179,16 @@ impl Shared {
             }
         }
     }
+}
+
+fn answer_on(shared: Arc<Shared>, subject: String) -> ReplyTo {
+    ReplyTo::new(move |payload: Bytes| {
+        if payload.len() > MAX_PAYLOAD {
+            tracing::warn!(size = payload.len(), limit = MAX_PAYLOAD, "an answer is over the limit and is not sent");
+        } else {
+            shared.deliver(&subject, &payload, false);
+        }
+    })
 }
 
 fn reply_to(take: impl FnOnce() -> Option<oneshot::Sender<Bytes>> + Send + 'static) -> ReplyTo {

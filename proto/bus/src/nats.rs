@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{Client, ConnectOptions, Event, RequestErrorKind, connection::State};
+use async_nats::{Client, ConnectOptions, Event, RequestErrorKind, StatusCode, connection::State};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream};
@@ -368,6 +368,20 @@ impl Bus for NatsBus {
         }
     }
 
+    fn send_request(&self, subject: &str, answer_to: &str, payload: Bytes) -> Result<(), BusError> {
+        self.link.check(subject, &payload)?;
+        let send = self.link.client.publish_with_reply(subject.to_owned(), answer_to.to_owned(), payload);
+        match at_once(send) {
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) => Err(BusError::Disconnected(error.to_string())),
+            None => Err(BusError::Disconnected("its writer is full".to_owned())),
+        }
+    }
+
+    fn inbox(&self) -> String {
+        self.link.client.new_inbox()
+    }
+
     async fn publish(&self, subject: &str, payload: Bytes) -> Result<(), BusError> {
         self.link.check(subject, &payload)?;
         match tokio::time::timeout(HAND_OVER_WITHIN, self.link.client.publish(subject.to_owned(), payload)).await {
@@ -467,9 +481,7 @@ impl Link {
             );
             return;
         }
-        // Unconstrained: a task that has used up its turn would see a writer with room as full.
-        let at_once = tokio::task::unconstrained(link.client.publish(subject.clone(), payload.clone())).now_or_never();
-        if at_once.is_none() {
+        if at_once(link.client.publish(subject.clone(), payload.clone())).is_none() {
             tokio::spawn(async move {
                 let publish = link.client.publish(subject, payload);
                 if !matches!(tokio::time::timeout(HAND_OVER_WITHIN, publish).await, Ok(Ok(()))) {
@@ -478,6 +490,12 @@ impl Link {
             });
         }
     }
+}
+
+/// What comes of it if that can be had without waiting. Unconstrained: a task that has used up its turn would see a writer with
+/// room as full.
+fn at_once<T>(send: impl Future<Output = T>) -> Option<T> {
+    tokio::task::unconstrained(send).now_or_never()
 }
 
 struct NatsSubscription {
@@ -503,7 +521,8 @@ impl Stream for NatsSubscription {
             let link = self.link.clone();
             ReplyTo::new(move |payload| Link::reply(link, subject, payload))
         });
-        Poll::Ready(Some(Delivery { subject: message.subject.to_string(), payload: message.payload, reply }))
+        let nobody = message.status == Some(StatusCode::NO_RESPONDERS);
+        Poll::Ready(Some(Delivery { subject: message.subject.to_string(), payload: message.payload, reply, nobody }))
     }
 }
 

@@ -227,6 +227,31 @@ impl Bus for FaultyBus {
         reply
     }
 
+    fn send_request(&self, subject: &str, answer_to: &str, payload: Bytes) -> Result<(), BusError> {
+        self.check()?;
+        let plan = self.plan();
+        if plan.lose {
+            return Ok(());
+        }
+        // Where nobody listens.
+        let answer_to = if plan.lose_reply { format!("{answer_to}.lost") } else { answer_to.to_owned() };
+        if plan.repeat {
+            self.inner.send_request(subject, &format!("{answer_to}.lost"), payload.clone())?;
+        }
+        let Some(late) = plan.delay else { return self.inner.send_request(subject, &answer_to, payload) };
+        let (inner, subject) = (self.inner.clone(), subject.to_owned());
+        tokio::spawn(async move {
+            tokio::time::sleep(late).await;
+            // What is late may find the bus gone; that is a loss.
+            let _ = inner.send_request(&subject, &answer_to, payload);
+        });
+        Ok(())
+    }
+
+    fn inbox(&self) -> String {
+        self.inner.inbox()
+    }
+
     async fn publish(&self, subject: &str, payload: Bytes) -> Result<(), BusError> {
         self.check()?;
         let plan = self.plan();

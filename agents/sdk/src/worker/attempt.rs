@@ -14,6 +14,7 @@ use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use muster_bus::{
     Delivery, Subscription,
+    bus::ReplyTo,
     message::{Outcome, Report, ReportBody, Task, TaskReply},
 };
 use serde_json::Value;
@@ -32,6 +33,8 @@ use crate::{
 
 /// An action that is told to stop gets this long; then it is dropped, and its children are ended.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
+/// What has ended by then is reported, and not accepted before.
+const ACCEPT_WITHIN: Duration = Duration::from_millis(5);
 const ACCEPTED: &[u8] = br#"{"answer":"accepted"}"#;
 
 /// Take tasks as long as the bus gives them.
@@ -86,8 +89,7 @@ fn take(shared: &Arc<Shared>, delivery: Delivery) {
             }
         }
     };
-    reply.send(Bytes::from_static(ACCEPTED));
-    shared.attempts.spawn(attempt(shared.clone(), live));
+    shared.attempts.spawn(attempt(shared.clone(), live, reply));
 }
 
 fn bytes_of(answer: &TaskReply) -> Bytes {
@@ -95,9 +97,9 @@ fn bytes_of(answer: &TaskReply) -> Bytes {
     Bytes::from(serde_json::to_vec(answer).unwrap_or_default())
 }
 
-/// From the answer `accepted` until the report is taken.
-async fn attempt(shared: Arc<Shared>, live: Arc<Live>) {
-    let outcome = work(&shared, &live).await;
+/// From the start until the report is taken.
+async fn attempt(shared: Arc<Shared>, live: Arc<Live>, task: ReplyTo) {
+    let outcome = accepting(task, work(&shared, &live)).await;
     live.work_ended();
     if shared.book().work_ended(&live) {
         shared.quiet.notify_waiters();
@@ -107,6 +109,17 @@ async fn attempt(shared: Arc<Shared>, live: Arc<Live>) {
         reporting::deliver(&shared, &live.task.report_subject, &report).await;
     }
     shared.book().forget(live.fingerprint);
+}
+
+/// Answer `accepted` unless the work has ended by then: its report says as much, and its next copy is answered in any case.
+async fn accepting<T>(task: ReplyTo, work: impl Future<Output = T>) -> T {
+    tokio::pin!(work);
+    tokio::select! {
+        biased;
+        ended = &mut work => return ended,
+        () = tokio::time::sleep(ACCEPT_WITHIN) => task.send(Bytes::from_static(ACCEPTED)),
+    }
+    work.await
 }
 
 /// Do the work; nothing of it is left at return. None when nobody wants to know.

@@ -198,8 +198,14 @@ impl Coordinator {
 
     pub async fn send_to(&self, task: &Task, instance: &str) -> Result<TaskReply, BusError> {
         let subject = Subjects::new("default").task(AGENT, instance);
-        let reply = self.bus.request(&subject, bytes(task), Duration::from_secs(2)).await?;
-        Ok(serde_json::from_slice(&reply).unwrap())
+        let mut tries = 8;
+        loop {
+            // What has ended at once is not accepted before its next copy comes.
+            match self.bus.request(&subject, bytes(task), Duration::from_millis(250)).await {
+                Err(BusError::Timeout(_)) if tries > 1 => tries -= 1,
+                reply => return reply.map(|reply| serde_json::from_slice(&reply).unwrap()),
+            }
+        }
     }
 
     /// Send it, and wait for its end.

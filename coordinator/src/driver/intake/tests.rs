@@ -15,7 +15,7 @@ fn beat(size: usize) -> Delivery {
     let mut payload = br#"{"cluster":"c","instance":"i1"}"#.to_vec();
     payload.resize(size, b' ');
     let subject = Subjects::new("default").beat("infra-1");
-    Delivery { subject, payload: Bytes::from(payload), reply: None }
+    Delivery { subject, payload: Bytes::from(payload), reply: None, nobody: false }
 }
 
 /// Keeps, of every line of the log, how many before it were not told.

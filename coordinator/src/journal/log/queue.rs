@@ -58,6 +58,13 @@ impl Queue {
         true
     }
 
+    /// Takes what has come since, without waiting.
+    pub(crate) fn take_more(&self, into: &mut Vec<Request>) {
+        let mut inner = self.lock();
+        inner.bytes = 0;
+        into.append(&mut inner.waiting);
+    }
+
     /// Takes nothing more.
     pub(crate) fn close(&self) {
         self.lock().closed = true;
