@@ -173,7 +173,9 @@ impl Registry {
     pub(crate) fn consider(&self, namespace: &Namespace, register: &Register) -> Admission {
         let state = self.lock();
         let key = (namespace.clone(), AgentName::from(register.agent.as_str()));
-        let others = state.agents.iter().filter(|(other, agent)| **other != key && !agent.record.forgotten).count();
+        // Whoever was here before is never shut out by those that came after.
+        let is_known = state.agents.get(&key).is_some_and(|agent| !agent.record.forgotten);
+        let others = if is_known { 0 } else { state.agents.values().filter(|agent| !agent.record.forgotten).count() };
         if let Err(why) = limits::check(register, others) {
             return Admission::Refused(why);
         }

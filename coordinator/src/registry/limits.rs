@@ -6,7 +6,8 @@ use muster_bus::{
 };
 use muster_engine::playbook::controls_display;
 
-const MAX_AGENTS: usize = 10_000;
+/// New names are refused above it.
+pub(super) const MAX_AGENTS: usize = 10_000;
 const MAX_SLOTS: u32 = 65_536;
 const MAX_ACTIONS: usize = 256;
 const MAX_LABELS: usize = 64;
@@ -15,7 +16,7 @@ const MAX_TEXT: usize = 256;
 /// Of an action's summary.
 const MAX_SUMMARY: usize = 2_048;
 
-/// Whether a registration is within the limits; `known` says how many other agents there are.
+/// Whether a registration is within the limits; `known` says how many agents there are besides, for one that is new.
 ///
 /// # Errors
 /// A sentence for whoever wrote the agent.
@@ -24,7 +25,9 @@ pub(super) fn check(register: &Register, known: usize) -> Result<(), String> {
         return Err(format!("this coordinator speaks protocol {PROTOCOL}, not {}", register.protocol));
     }
     if known >= MAX_AGENTS {
-        return Err(format!("there are {MAX_AGENTS} agents already"));
+        return Err(format!(
+            "there are {MAX_AGENTS} agents already: forget those that are gone (`muster agent forget`)"
+        ));
     }
     for (what, token) in [("instance", &register.instance), ("role", &register.role)] {
         if !is_token(token) {
@@ -76,9 +79,11 @@ fn text(what: &str, text: &str, limit: usize) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
     use serde_json::json;
 
     use super::*;
+    use crate::registry::{Admission, Leases, Registry};
 
     fn register(change: serde_json::Value) -> Register {
         let mut message = json!({
@@ -122,5 +127,26 @@ mod tests {
             assert!(refused.contains(why), "{refused}");
         }
         assert!(check(&register(json!({})), MAX_AGENTS).is_err());
+    }
+
+    #[test]
+    fn a_flood_of_new_names_shuts_out_none_that_was_here_before() {
+        let registry = Registry::new(Leases { suspect_after_ms: 15_000, lost_after_ms: 30_000 });
+        let (namespace, now) = ("default".into(), Timestamp::UNIX_EPOCH);
+        let named = |name: &str, instance: &str| register(json!({"agent": name, "instance": instance}));
+        registry.admit(&namespace, &named("infra-1", "i-1"), Some(1), now);
+        for n in 0..MAX_AGENTS {
+            registry.admit(&namespace, &named(&format!("flood-{n}"), &format!("f-{n}")), Some(1), now);
+        }
+        assert!(
+            matches!(registry.consider(&namespace, &named("new", "n-1")), Admission::Refused(why) if why.contains("forget"))
+        );
+        assert!(matches!(
+            registry.consider(&namespace, &named("infra-1", "i-1")),
+            Admission::Welcome { journal: None }
+        ));
+        assert_eq!(registry.sweep(Timestamp::from_second(60).unwrap()).len(), MAX_AGENTS + 1, "all are lost");
+        let again = registry.consider(&namespace, &named("infra-1", "i-2"));
+        assert!(matches!(again, Admission::Welcome { journal: Some((1, _)) }), "its next process");
     }
 }
