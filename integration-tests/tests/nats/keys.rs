@@ -120,3 +120,21 @@ impl Connection {
         Ok(())
     }
 }
+
+/// The oldest server that is promised is among those of these tests, and they are not twice the same.
+#[test]
+fn one_of_the_two_servers_is_of_2_9_and_the_other_newer() -> Result<()> {
+    let version = |program: &str| -> Result<(u32, u32)> {
+        let said = said(&Command::new(program).arg("--version").output()?);
+        let numbers = said.trim().rsplit('v').next().unwrap_or_default();
+        let mut numbers = numbers.split('.').map(str::parse);
+        let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
+            anyhow::bail!("{program} is of no version: {said}")
+        };
+        Ok((major, minor))
+    };
+    let (usual, newest) = (version(USUAL)?, version(NEWEST)?);
+    ensure!(usual == (2, 9), "the tests are to run on nats-server 2.9, too: {usual:?}");
+    ensure!(newest >= (2, 12), "`rm -r target/tools/newest` and `make tools` bring a newer one: {newest:?}");
+    Ok(())
+}
