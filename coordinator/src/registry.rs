@@ -257,8 +257,15 @@ impl Registry {
         admitted
     }
 
-    /// An instance lives.
-    pub(crate) fn beat(&self, namespace: &Namespace, name: &AgentName, beat: Beat, now: Timestamp) -> Pulse {
+    /// An instance lives. `left` is what it holds of runs that have ended, as [`Table::says_it_holds`] takes it.
+    pub(crate) fn beat(
+        &self,
+        namespace: &Namespace,
+        name: &AgentName,
+        beat: Beat,
+        left: Vec<(AttemptKey, bool)>,
+        now: Timestamp,
+    ) -> Pulse {
         let mut guard = self.lock();
         let state = &mut *guard;
         let Some(agent) = state.agents.get_mut(&(namespace.clone(), name.clone())) else { return Pulse::Unknown };
@@ -275,14 +282,14 @@ impl Registry {
         agent.leaving = leaving;
         agent.goodbye = if beat.ending { Goodbye::Said } else { Goodbye::No };
         agent.holds = beat.holds.into_iter().collect();
-        state.table.says_it_holds(&instance, &agent.holds);
+        state.table.says_it_holds(&instance, &agent.holds, left);
         let draining = agent.record.draining;
         if !was_open {
             let closed = draining || leaving;
             let availability = if closed { Availability::Draining } else { Availability::Open };
             state.table.set_availability(&instance, availability);
         }
-        let mut orders = orders_of(&state.orders, &instance);
+        let mut orders = orders_of(state, &instance);
         if draining {
             orders.push(Order::Drain);
         }
@@ -376,16 +383,15 @@ impl Registry {
 
     /// What a process shall do about its attempts.
     pub(crate) fn orders(&self, instance: &str) -> Vec<Order> {
-        let state = self.lock();
-        if state.orders.is_empty() { Vec::new() } else { orders_of(&state.orders, &InstanceId::from(instance)) }
+        orders_of(&self.lock(), &InstanceId::from(instance))
     }
 
-    /// An attempt shall be stopped, until it has ended.
+    /// An attempt shall be stopped, until it or its run has ended.
     pub(crate) fn order_cancel(&self, instance: &InstanceId, key: AttemptKey) {
         self.lock().orders.entry(instance.clone()).or_default().insert(key);
     }
 
-    /// An attempt has ended.
+    /// An attempt, or its run, has ended.
     pub(crate) fn forget_order(&self, instance: &InstanceId, key: &AttemptKey) {
         let mut state = self.lock();
         if let Some(keys) = state.orders.get_mut(instance) {
@@ -425,8 +431,13 @@ impl Registry {
     }
 
     /// See [`Table::leave_behind`].
-    pub(crate) fn leave_behind(&self, run: &RunEntry, step: usize, attempt: AttemptKey) {
-        self.lock().table.leave_behind(run, step, attempt);
+    pub(crate) fn leave_behind(&self, run: &RunEntry, step: usize, attempt: AttemptKey, told: bool) {
+        self.lock().table.leave_behind(run, step, attempt, told);
+    }
+
+    /// See [`Table::let_go`].
+    pub(crate) fn let_go(&self, instance: &InstanceId, attempt: &AttemptKey) {
+        self.lock().table.let_go(instance, attempt);
     }
 
     /// See [`Table::occupy`].
@@ -501,8 +512,10 @@ fn proves_dead(register: &Register, old: &Profile) -> bool {
     register.durable && *host == old.host && register.dead.iter().any(|d| d == old.instance.as_str())
 }
 
-fn orders_of(orders: &HashMap<InstanceId, BTreeSet<AttemptKey>>, instance: &InstanceId) -> Vec<Order> {
-    orders.get(instance).into_iter().flatten().map(|key| Order::Cancel { key: key.clone() }).collect()
+/// Attempts of open runs to be stopped, and what ended runs have left.
+fn orders_of(state: &State, instance: &InstanceId) -> Vec<Order> {
+    let ordered = state.orders.get(instance).into_iter().flatten();
+    ordered.chain(state.table.left_to_stop(instance)).map(|key| Order::Cancel { key: key.clone() }).collect()
 }
 
 fn offer_of(namespace: &Namespace, name: &AgentName, profile: &Profile) -> Offer {

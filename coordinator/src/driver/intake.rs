@@ -190,7 +190,8 @@ impl Shared {
         }
         let instance = InstanceId::from(beat.instance.as_str());
         let (holds, ending) = (beat.holds.clone(), beat.ending);
-        match self.registry.beat(&namespace, &agent, beat, self.clock.now()) {
+        let left = self.left_behind(&namespace, &agent, &beat);
+        match self.registry.beat(&namespace, &agent, beat, left, self.clock.now()) {
             Pulse::Unknown => self.answer_beat(delivery, true, Vec::new()),
             Pulse::Alive { orders, found } => {
                 if !found.is_empty() {
@@ -207,6 +208,19 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// What an instance holds of runs that have ended without it, and whether it is to stop that; as far as they are in memory, where
+    /// a registration brings them.
+    fn left_behind(&self, namespace: &Namespace, agent: &AgentName, beat: &Beat) -> Vec<(AttemptKey, bool)> {
+        let left = beat.holds.iter().filter_map(|key| {
+            let entry = self.runs.get(&RunId::from(key.run.as_str())).filter(|run| run.namespace == *namespace)?;
+            let (step, instance) = (key.step.as_str().into(), beat.instance.as_str().into());
+            let told =
+                entry.run()?.left_behind(&Fence { step, attempt: key.attempt, agent: agent.clone(), instance })?;
+            Some((key.clone(), told))
+        });
+        left.collect()
     }
 
     fn answer_beat(&self, delivery: Delivery, register_again: bool, orders: Vec<muster_bus::message::Order>) {

@@ -51,6 +51,11 @@ impl RunTask {
                 (turn.run().verdict(&fence, Reported::Finished(&outcome)), Command::Finish { fence, outcome })
             }
         };
+        if let Command::Finish { fence, .. } = &command
+            && turn.run().left_behind(fence).is_some()
+        {
+            self.shared.registry.let_go(&fence.instance, &key_of(&self.entry, &fence.step, fence.attempt));
+        }
         if verdict == Verdict::Stale && !self.is_evidence(turn, &command) {
             if let Some(to) = to {
                 turn.answers.push(Pending::Report(to, reply(&ReportReply::Stale)));

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use muster_bus::message::AttemptKey;
 use muster_engine::{
     ids::{Actor, InstanceId, StepId},
-    run::{Command, Event, Outstanding, Run, state::StepState},
+    run::{Command, Event, Fence, Outstanding, Run, state::StepState},
 };
 use tokio::sync::mpsc;
 use tracing::debug;
@@ -373,15 +373,24 @@ impl RunTask {
     /// The run needs no seats any more; what may still run at an agent though the run has ended takes its slot.
     pub(super) fn leave_table(&mut self) {
         let registry = &self.shared.registry;
-        for (index, sits) in self.seats.drain(..) {
+        for (index, sits) in std::mem::take(&mut self.seats) {
             match sits {
-                Sits::Attempt(number) if self.run.has_ended() => {
-                    let key = key_of(&self.entry, &self.run.plan.steps[index].id, number);
-                    registry.leave_behind(&self.entry, index, key);
-                }
-                Sits::Asked | Sits::Attempt(_) => registry.release(&self.entry, index),
+                Sits::Attempt(_) => match self.left_behind(index) {
+                    Some((key, told)) => registry.leave_behind(&self.entry, index, key, told),
+                    None => registry.release(&self.entry, index),
+                },
+                Sits::Asked => registry.release(&self.entry, index),
             }
         }
+    }
+
+    /// The attempt that the run has ended without, and whether its agent is to stop it.
+    fn left_behind(&self, index: usize) -> Option<(AttemptKey, bool)> {
+        let (number, attempt) = self.run.steps[index].live_attempt()?;
+        let step = &self.run.plan.steps[index].id;
+        let (agent, instance) = (attempt.agent.clone(), attempt.instance.clone());
+        let told = self.run.left_behind(&Fence { step: step.clone(), attempt: number, agent, instance })?;
+        Some((key_of(&self.entry, step, number), told))
     }
 
     /// The turn is on disk: let its effects out.
@@ -459,8 +468,10 @@ impl RunTask {
 
     fn end_errands(&mut self) {
         let run = &self.run;
-        let is_live =
-            |step: usize, attempt: u32| run.steps[step].live_attempt().is_some_and(|(number, _)| number == attempt);
+        // What is to be stopped of a run that has ended, its agent is told while it holds it.
+        let is_live = |step: usize, attempt: u32| {
+            !run.has_ended() && run.steps[step].live_attempt().is_some_and(|(number, _)| number == attempt)
+        };
         let (shared, registry) = (&self.shared, &self.shared.registry);
         self.errands.retain(|(step, attempt, errand)| {
             let live = is_live(*step, *attempt);

@@ -97,7 +97,8 @@ mod tests {
     fn beat(registry: &Registry, instance: &str, ending: bool, now: Timestamp) -> bool {
         let (cluster, instance) = (String::new(), instance.to_owned());
         let beat = Beat { cluster, instance, holds: Vec::new(), draining: ending, ending };
-        matches!(registry.beat(&"default".into(), &"infra-1".into(), beat, now), Pulse::Alive { .. })
+        let (namespace, name) = ("default".into(), "infra-1".into());
+        matches!(registry.beat(&namespace, &name, beat, Vec::new(), now), Pulse::Alive { .. })
     }
 
     fn state(registry: &Registry) -> &'static str {

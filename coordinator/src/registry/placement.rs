@@ -104,8 +104,9 @@ struct Instance {
     offer: Option<Offer>,
     availability: Availability,
     held: HashMap<StepKey, Arc<RunEntry>>,
-    /// Attempts of runs that have ended without them: each takes a slot of the process all the same, until that no longer holds it.
-    left: BTreeSet<AttemptKey>,
+    /// Attempts of runs that have ended without them, and whether the process is to stop them: each takes a slot of it all the same,
+    /// until it no longer holds it.
+    left: BTreeMap<AttemptKey, bool>,
 }
 
 #[derive(Default)]
@@ -188,11 +189,12 @@ impl Table {
     }
 
     /// As [`Table::release`], for an attempt that may still run though its run has ended: the slot is taken until the instance says
-    /// that it no longer holds the attempt. To give it to another step would only be answered with `busy`.
-    pub(crate) fn leave_behind(&mut self, run: &RunEntry, step: usize, attempt: AttemptKey) {
+    /// that it no longer holds the attempt. To give it to another step would only be answered with `busy`. `told`: until then it is told
+    /// to stop it.
+    pub(crate) fn leave_behind(&mut self, run: &RunEntry, step: usize, attempt: AttemptKey, told: bool) {
         let at = self.seats.get(&(run.key, step)).and_then(|id| self.instances.get_mut(id));
         if let Some(instance) = at.filter(|instance| instance.offer.is_some()) {
-            instance.left.insert(attempt);
+            instance.left.insert(attempt, told);
         }
         self.release(run, step);
     }
@@ -201,14 +203,39 @@ impl Table {
     pub(crate) fn registers_with(&mut self, id: &InstanceId, holds: &[AttemptKey]) {
         let instance = self.instances.entry(id.clone()).or_insert_with(Instance::unknown);
         let open: HashSet<&str> = instance.held.values().map(|run| run.id.as_str()).collect();
-        instance.left = holds.iter().filter(|attempt| !open.contains(attempt.run.as_str())).cloned().collect();
+        let left = holds.iter().filter(|attempt| !open.contains(attempt.run.as_str()));
+        let stops = |attempt: &AttemptKey| instance.left.get(attempt).copied().unwrap_or_default();
+        instance.left = left.map(|attempt| (attempt.clone(), stops(attempt))).collect();
     }
 
-    /// What an instance says that it holds.
-    pub(crate) fn says_it_holds(&mut self, id: &InstanceId, holds: &HashSet<AttemptKey>) {
-        let Some(instance) = self.instances.get_mut(id).filter(|instance| !instance.left.is_empty()) else { return };
-        instance.left.retain(|attempt| holds.contains(attempt));
-        self.grant(id);
+    /// What an instance says that it holds; `left`: what of that is of runs that have ended, and whether it is to stop it.
+    pub(crate) fn says_it_holds(
+        &mut self,
+        id: &InstanceId,
+        holds: &HashSet<AttemptKey>,
+        left: Vec<(AttemptKey, bool)>,
+    ) {
+        let Some(instance) = self.instances.get_mut(id) else { return };
+        let had = instance.left.len();
+        instance.left.retain(|attempt, _| holds.contains(attempt));
+        let let_go = instance.left.len() < had;
+        instance.left.extend(left);
+        if let_go {
+            self.grant(id);
+        }
+    }
+
+    /// An instance has reported the end of what a run had left there.
+    pub(crate) fn let_go(&mut self, id: &InstanceId, attempt: &AttemptKey) {
+        if self.instances.get_mut(id).is_some_and(|instance| instance.left.remove(attempt).is_some()) {
+            self.grant(id);
+        }
+    }
+
+    /// What runs that have ended have left at an instance, to be stopped.
+    pub(crate) fn left_to_stop(&self, id: &InstanceId) -> impl Iterator<Item = &AttemptKey> {
+        let left = self.instances.get(id).into_iter().flat_map(|instance| &instance.left);
+        left.filter(|(_, told)| **told).map(|(attempt, _)| attempt)
     }
 
     /// A replayed attempt is at an instance, known or not.
@@ -275,7 +302,7 @@ impl Table {
 
     /// Whether an instance holds an attempt of a run that has ended without it, as far as it has said.
     pub(crate) fn is_left(&self, id: &InstanceId, attempt: &AttemptKey) -> bool {
-        self.instances.get(id).is_some_and(|instance| instance.left.contains(attempt))
+        self.instances.get(id).is_some_and(|instance| instance.left.contains_key(attempt))
     }
 
     /// How many steps wait for a seat.
@@ -320,7 +347,7 @@ impl Table {
 
 impl Instance {
     fn unknown() -> Self {
-        Self { offer: None, availability: Availability::Away, held: HashMap::new(), left: BTreeSet::new() }
+        Self { offer: None, availability: Availability::Away, held: HashMap::new(), left: BTreeMap::new() }
     }
 
     fn slots(&self) -> u32 {

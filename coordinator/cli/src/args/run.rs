@@ -43,8 +43,7 @@ pub(crate) enum RunCommand {
     Cancel {
         #[command(flatten)]
         reason: ReasonArgs,
-        /// Do not wait for attempts that may still be at work. Those that were not told to stop before, by a cancellation without
-        /// this, work on.
+        /// Do not wait for attempts that may still be at work. An agent that answers is told to stop what it holds of them.
         #[arg(long)]
         force: bool,
     },

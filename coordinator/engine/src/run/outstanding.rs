@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    Run, Touched,
+    Fence, Run, Touched,
     event::{PhaseOutcome, Purpose, Subject},
     state::{MilestoneState, PhaseState, RunState, StepState},
 };
@@ -278,9 +278,21 @@ impl Run {
         }
     }
 
-    /// Whether the agent is told to stop an attempt: not what is done whatever happens.
+    /// Whether the agent is told to stop an attempt: not what is done whatever happens. What a run has ended without was left by a
+    /// forced cancellation.
     pub(super) fn tells_to_stop(&self, i: usize, purpose: Purpose) -> bool {
-        self.state == RunState::Cancelling && purpose != Purpose::Undo && !self.plan.steps[i].always
+        let stops = match self.state {
+            RunState::Cancelling | RunState::Ended { .. } => true,
+            RunState::Running | RunState::RollingBack | RunState::Finishing { .. } => false,
+        };
+        stops && purpose != Purpose::Undo && !self.plan.steps[i].always
+    }
+
+    /// Whether the run has ended without this attempt, which may still be at work at its agent; and if so, whether that is to stop it.
+    pub fn left_behind(&self, fence: &Fence) -> Option<bool> {
+        let i = self.step_index(&fence.step).filter(|_| self.has_ended() && self.is_live(fence))?;
+        let (_, attempt) = self.steps[i].live_attempt()?;
+        Some(self.tells_to_stop(i, attempt.purpose))
     }
 
     fn place(&self, i: usize, purpose: Purpose) -> Place {
