@@ -115,7 +115,7 @@ fn a_forced_cancellation_waits_for_nothing_and_ends_the_last_steps_too() {
     assert!(matches!(world.try_command(&cancel(false)), Err(Rejection::Forbidden { .. })));
     world.command(&cancel(true));
     let RunState::Ended { outcome, reason, .. } = &world.run.state else { panic!("the run has ended") };
-    assert_eq!((*outcome, reason.as_str()), (RunOutcome::Cancelled, "enough (forced; may still run: last)"));
+    assert_eq!((*outcome, reason.as_str()), (RunOutcome::Cancelled, "enough (forced; not waited for: last)"));
 }
 
 #[test]

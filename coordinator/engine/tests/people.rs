@@ -6,7 +6,7 @@ use common::{World, at, failed, ok, simple, step};
 use muster_engine::{
     plan::{OnCancel, OnFailure},
     run::{
-        CancelAttempt, Command, Event, Outstanding, Rejection, Report, Resolution, Verdict,
+        CancelAttempt, Command, Event, Fence, Outstanding, Rejection, Report, Resolution, Verdict,
         event::{FailureKind, Outcome, Purpose, RunOutcome},
         state::{RunState, StepState},
     },
@@ -75,7 +75,7 @@ fn a_cancellation_undoes_only_where_the_plan_says_so() {
 }
 
 #[test]
-fn a_forced_cancellation_does_not_wait_and_says_what_may_still_run() {
+fn a_forced_cancellation_does_not_wait_and_says_what_may_still_run_until_that_is_reported() {
     let mut world = World::new(simple(vec![step("a", &[])]));
     let fence = world.assign("a");
     world.command(&cancel(false));
@@ -84,11 +84,21 @@ fn a_forced_cancellation_does_not_wait_and_says_what_may_still_run() {
     let RunState::Ended { outcome: RunOutcome::Cancelled, reason, .. } = &world.run.state else {
         panic!("it has ended")
     };
-    assert!(reason.contains("may still run: a"), "{reason}");
+    assert!(reason.contains("not waited for: a"), "{reason}");
     let outcome = ok(json!({}));
     assert_eq!(world.run.verdict(&fence, Report::Finished(&outcome)), Verdict::Stale);
-    let events = world.command(&Command::Finish { fence, outcome });
+    let late = |world: &World| world.run.steps[0].attempts[0].reported_late.clone();
+    let stranger = Fence { instance: "another".into(), ..fence.clone() };
+    world.command(&Command::Finish { fence: stranger, outcome: outcome.clone() });
+    world.command(&Command::Prepare { fence: fence.clone(), undo: Arc::new(json!({ "finished": outcome })) });
+    assert_eq!((late(&world), world.run.left_behind(&fence)), (None, Some(true)));
+    let events = world.command(&Command::Finish { fence: fence.clone(), outcome: outcome.clone() });
     assert!(matches!(events[..], [Event::ReportArrivedStale { .. }]));
+    let first = Some((world.now, outcome));
+    assert_eq!((late(&world), world.run.left_behind(&fence)), (first.clone(), None));
+    world.command(&Command::Finish { fence, outcome: failed(FailureKind::Permanent) });
+    assert_eq!(late(&world), first, "another word later is evidence, and nothing more");
+    assert!(world.run.steps[0].live_attempt().is_some(), "nothing follows from it");
 }
 
 #[test]

@@ -31,7 +31,7 @@ struct Line {
 /// How a history is made.
 type Scenario = (&'static str, fn() -> World);
 
-const SCENARIOS: [Scenario; 9] = [
+const SCENARIOS: [Scenario; 10] = [
     ("rollout-with-verify-and-gate", rollout),
     ("retries-then-walk-back", retries_then_walk_back),
     ("lost-then-probed", lost_then_probed),
@@ -41,6 +41,7 @@ const SCENARIOS: [Scenario; 9] = [
     ("accepted-loss-then-resumed", accepted_loss),
     ("always-after-a-walk-back", always_last),
     ("moments-while-the-wall-clock-is-set", moments),
+    ("forced-cancel-then-a-report", forced_cancel),
 ];
 
 fn rollout() -> World {
@@ -139,6 +140,14 @@ fn cancel_crossed() -> World {
     world.go_to(2).command(&Command::Cancel { reason: "wrong environment".to_owned(), force: false });
     world.go_to(3).finish("first", ok(json!({})));
     world.go_to(4).succeed("first");
+    world
+}
+
+fn forced_cancel() -> World {
+    let mut world = World::new(simple(vec![step("first", &[]), step("second", &[0])]));
+    let fence = world.go_to(1).assign("first");
+    world.go_to(2).command(&Command::Cancel { reason: "wrong environment".to_owned(), force: true });
+    world.go_to(3).command(&Command::Finish { fence, outcome: Outcome::Cancelled { may_have_changed: true } });
     world
 }
 

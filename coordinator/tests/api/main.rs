@@ -16,8 +16,10 @@ mod harness;
 #[cfg(test)]
 mod lease;
 #[cfg(test)]
-mod logs;
+mod left;
 #[cfg(test)]
+mod logs;
+
 mod methods;
 #[cfg(test)]
 mod steps;

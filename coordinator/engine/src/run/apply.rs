@@ -99,6 +99,7 @@ impl Run {
     pub fn apply(&mut self, at: Timestamp, event: &Event) -> Result<Touched, Corrupt> {
         let mut touched = Touched::default();
         self.change(at, event, &mut touched).map_err(|why| Corrupt { seq: self.seq + 1, event: event.kind(), why })?;
+        self.note_late_report(at, event);
         self.seq += 1;
         self.updated_at = self.updated_at.max(at);
         Ok(touched)

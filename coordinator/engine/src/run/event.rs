@@ -110,7 +110,8 @@ pub enum Event {
         /// Where the step goes.
         next: StepNext,
     },
-    /// A report that is not of the current attempt, kept as evidence; it changes nothing else.
+    /// A report that is not of the current attempt, kept as evidence. It changes nothing, but that an attempt that a run has ended
+    /// without is known to have ended.
     ReportArrivedStale {
         /// Of which step.
         step: StepId,

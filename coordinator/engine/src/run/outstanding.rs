@@ -289,9 +289,10 @@ impl Run {
     }
 
     /// Whether the run has ended without this attempt, which may still be at work at its agent; and if so, whether that is to stop it.
+    /// None once its end has been reported.
     pub fn left_behind(&self, fence: &Fence) -> Option<bool> {
         let i = self.step_index(&fence.step).filter(|_| self.has_ended() && self.is_live(fence))?;
-        let (_, attempt) = self.steps[i].live_attempt()?;
+        let (_, attempt) = self.steps[i].live_attempt().filter(|(_, attempt)| attempt.reported_late.is_none())?;
         Some(self.tells_to_stop(i, attempt.purpose))
     }
 

@@ -15,7 +15,9 @@ use serde_json::Value;
 use crate::{
     ids::{Actor, AgentName, AttemptNumber, Digest, HostLabel, InstanceId, Namespace, RunId, StepId},
     plan::{OnFailure, Plan},
-    run::event::{AttemptEnd, Criterion, GateVerdict, PhaseOutcome, Purpose, QuestionKind, RunOutcome, StatusNote},
+    run::event::{
+        AttemptEnd, Criterion, GateVerdict, Outcome, PhaseOutcome, Purpose, QuestionKind, RunOutcome, StatusNote,
+    },
 };
 
 /// A run, as its events have made it.
@@ -334,6 +336,9 @@ pub struct Attempt {
     pub status: Option<StatusNote>,
     /// How and when it ended; none: it is unconfirmed.
     pub end: Option<(Timestamp, AttemptEnd)>,
+    /// What its agent reported of its end, and when, after the run had ended without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reported_late: Option<(Timestamp, Outcome)>,
 }
 
 impl Run {

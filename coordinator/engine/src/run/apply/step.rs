@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use serde::Deserialize as _;
 use serde_json::Value;
 
 use super::{Touched, refuse};
@@ -11,7 +12,7 @@ use crate::{
     plan::PlannedStep,
     policy::{after, timeout},
     run::{
-        event::{AttemptAssigned, AttemptEnd, EndedBy, NotStarted, Outcome, Purpose, QuestionKind, StepNext},
+        event::{AttemptAssigned, AttemptEnd, EndedBy, Event, NotStarted, Outcome, Purpose, QuestionKind, StepNext},
         state::{Attempt, PhaseState, Run, RunState, Step, StepState},
     },
 };
@@ -288,6 +289,7 @@ impl Run {
             lost_at: None,
             status: None,
             end: None,
+            reported_late: None,
         });
         self.enter(i, at, StepState::Active, touched);
         Ok(())
@@ -304,6 +306,18 @@ impl Run {
         refuse(self.steps[i].attempts[n].purpose != Purpose::Run, "only attempts of purpose run prepare an undo")?;
         self.touch(i, touched).prepared.insert(attempt, Arc::clone(undo));
         Ok(())
+    }
+
+    /// A stale report is evidence; but of what the run has ended without, the first one says how it ended.
+    pub(super) fn note_late_report(&mut self, at: Timestamp, event: &Event) {
+        let Event::ReportArrivedStale { step, attempt, agent, instance, report } = event else { return };
+        let finished = report.get("finished").and_then(|outcome| Outcome::deserialize(outcome).ok());
+        if let (Some(outcome), Ok((i, n)), true) = (finished, self.live(step, *attempt), self.has_ended()) {
+            let known = &self.steps[i].attempts[n];
+            if known.agent == *agent && known.instance == *instance && known.reported_late.is_none() {
+                Arc::make_mut(&mut self.steps[i]).attempts[n].reported_late = Some((at, outcome));
+            }
+        }
     }
 
     pub(super) fn attempt_ended(

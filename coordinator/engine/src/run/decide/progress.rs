@@ -260,11 +260,11 @@ fn cancelling(run: &Run) -> Vec<Event> {
     vec![last_steps_or_end(run, RunOutcome::Cancelled, cancel.reason.clone())]
 }
 
-fn cancelled(cancel: &Cancel, may_still_run: &[&str]) -> String {
-    if may_still_run.is_empty() {
+fn cancelled(cancel: &Cancel, not_waited_for: &[&str]) -> String {
+    if not_waited_for.is_empty() {
         return cancel.reason.clone();
     }
-    format!("{} (forced; may still run: {})", cancel.reason, may_still_run.join(", "))
+    format!("{} (forced; not waited for: {})", cancel.reason, not_waited_for.join(", "))
 }
 
 fn rolling_back(run: &Run, now: Timestamp) -> Vec<Event> {
