@@ -231,6 +231,7 @@ fn a_coordinator_is_drained() {
     session.run(&["coordinator", "drain"]);
     session.run(&["run", "start", "stuck.yaml"]);
     session.run(&["run", "explain", &run]);
+    session.run(&["run", "get", &run]);
     session.run(&["coordinator", "drain", "--wait", "--timeout", "1s"]);
     session.run(&["coordinator", "resume", "-o", "json"]);
     session.run(&["run", "cancel", &run, "--reason", "seen", "--force"]);

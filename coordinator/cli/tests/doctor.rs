@@ -112,6 +112,11 @@ fn of_a_coordinator_that_runs_and_that_has_stopped() {
         "ok",
         "takes this token",
     );
+    let changed = |word| assert!(session.quietly(&["coordinator", word]).status.success());
+    changed("drain");
+    doctor(&session, &[]).is("drain", "warning", "draining, by person/admin, since 2");
+    changed("resume");
+    doctor(&session, &[]).is("drain", "ok", "the coordinator serves");
     seen.is("clock", "ok", "the coordinator's is at").is("admin_token", "ok", "alone").is("data_dir", "ok", "alone");
 
     doctor(&session, &["--data-dir", "other"]).is("coordinator", "warning", "a second one will not start");

@@ -123,7 +123,7 @@ fn a_refused_document_is_shown_with_all_findings() {
 
 #[test]
 fn the_token_comes_from_a_file_and_is_never_shown() {
-    let fake = Fake::start(Script { run: run(1, State::Running, ""), ..Script::default() });
+    let fake = Fake::start(Script { run: run(1, State::Succeeded, ""), ..Script::default() });
     let mut session = Session::new();
     session.env("MUSTER_SERVER", &fake.url);
     session.write("token", "mst_secret\n");

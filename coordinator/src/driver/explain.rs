@@ -11,24 +11,29 @@ use crate::{
     store::RunRow,
 };
 
+/// How it goes on while NATS can't be reached, and while the coordinator drains.
+const CUT_OFF_HINT: &str = "start nats-server again, or mend the network between";
+const DRAIN_HINT: &str = "muster coordinator resume";
+
 impl Shared {
-    /// Everything of a run that waits.
+    /// Everything of a run that waits. What the run itself asks of a person comes first: that is answered even while NATS can't be
+    /// reached, or the coordinator drains.
     pub(super) fn explain(&self, entry: &RunEntry) -> Vec<Explanation> {
-        let own = self.explain_itself(entry);
-        self.cut_off(&own).into_iter().chain(own).collect()
+        let (mut all, held) = self.explain_itself(entry);
+        let held = self.outage.since().filter(|_| !all.is_empty()).map(Self::cut_off).or(held);
+        let asked = all.iter().take_while(|one| one.on == WaitsOn::Person).count();
+        all.splice(asked..asked, held);
+        all
     }
 
-    /// What lists say: what the run itself asks of a person is answered even while NATS can't be reached.
+    /// What lists say.
     pub(super) fn most_urgent(&self, entry: &RunEntry) -> Option<MostUrgent> {
-        let own = self.explain_itself(entry);
-        let cut_off = self.cut_off(&own);
-        most_urgent(own.into_iter().chain(cut_off))
+        most_urgent(self.explain(entry))
     }
 
     /// What holds every run that waits for anything.
-    fn cut_off(&self, own: &[Explanation]) -> Option<Explanation> {
-        let since = self.outage.since().filter(|_| !own.is_empty())?;
-        Some(Explanation {
+    fn cut_off(since: Timestamp) -> Explanation {
+        Explanation {
             subject: "run".to_owned(),
             waits_for: "NATS, which can't be reached".to_owned(),
             on_whom: "whoever operates NATS".to_owned(),
@@ -38,17 +43,18 @@ impl Shared {
                 "it is tried again by itself; until then nothing is given out, and no clock of an attempt runs out"
                     .to_owned(),
             next_at: None,
-            hint: "start nats-server again, or mend the network between".to_owned(),
-        })
+            hint: CUT_OFF_HINT.to_owned(),
+        }
     }
 
-    fn explain_itself(&self, entry: &RunEntry) -> Vec<Explanation> {
+    /// What the run waits for, and the drain that holds it.
+    fn explain_itself(&self, entry: &RunEntry) -> (Vec<Explanation>, Option<Explanation>) {
         let view = entry.view();
         let now = self.clock.now();
         if let Some(why) = view.quarantine {
             let (since, remind_at) = self.quarantine.times(&entry.id).unzip();
             let last = view.run.as_ref().map_or(now, |run| run.updated_at);
-            return vec![Explanation {
+            let quarantine = Explanation {
                 subject: "run".to_owned(),
                 waits_for: format!("its records to be whole: {why}"),
                 on_whom: "whoever operates this coordinator".to_owned(),
@@ -57,20 +63,21 @@ impl Shared {
                 next_action: "the run is left as it is; the log names it again".to_owned(),
                 next_at: remind_at,
                 hint: errors::QUARANTINE_HINT.to_owned(),
-            }];
+            };
+            return (vec![quarantine], None);
         }
-        let Some(run) = view.run else { return Vec::new() };
+        let Some(run) = view.run else { return (Vec::new(), None) };
         let mut reasons = Vec::new();
-        let connected = self.outage.since().is_none();
         let drain = self.drain.now();
-        for one in run.outstanding(now).into_iter().filter(|_| connected) {
+        for one in run.outstanding(now) {
             if let Outstanding::Place(place) = one {
                 let step = place.step.clone();
-                let why = match &drain {
-                    Some(drain) => drain.why(),
-                    None => self.registry.why_not(&run.namespace, &Wish::of(place)),
+                let (why, hint) = match (self.outage.since(), &drain) {
+                    (Some(_), _) => ("NATS can't be reached".to_owned(), Some(CUT_OFF_HINT)),
+                    (None, Some(drain)) => (drain.why(), Some(DRAIN_HINT)),
+                    (None, None) => (self.registry.why_not(&run.namespace, &Wish::of(place)), None),
                 };
-                reasons.push((step, why));
+                reasons.push((step, why, hint));
             }
         }
         let drained = drain.filter(|_| !reasons.is_empty()).map(|drain| Explanation {
@@ -82,18 +89,21 @@ impl Shared {
             next_action: "nothing new is given out until somebody ends that, or the coordinator is started again"
                 .to_owned(),
             next_at: None,
-            hint: "muster coordinator resume".to_owned(),
+            hint: DRAIN_HINT.to_owned(),
         });
         let waiting = run.explain(now).into_iter().map(|w| {
             let reason = match &w.subject {
-                WaitingSubject::Step(step) => reasons.iter().find(|(of, _)| of == step).map(|(_, why)| why),
+                WaitingSubject::Step(step) => reasons.iter().find(|(of, _, _)| of == step),
                 WaitingSubject::Run | WaitingSubject::Milestone(_) | WaitingSubject::Gate(_) => None,
             };
-            let said = reason.map(|why| format!("{}: {why}", w.waits_for));
-            let explained = Explanation::from(w);
-            Explanation { waits_for: said.unwrap_or_else(|| explained.waits_for.clone()), ..explained }
+            let mut explained = Explanation::from(w);
+            if let Some((_, why, hint)) = reason {
+                explained.waits_for = format!("{}: {why}", explained.waits_for);
+                explained.hint = hint.map_or(explained.hint, str::to_owned);
+            }
+            explained
         });
-        drained.into_iter().chain(waiting).collect()
+        (waiting.collect(), drained)
     }
 
     /// On what kind of party a listed run waits most urgently.

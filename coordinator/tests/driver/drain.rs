@@ -55,7 +55,9 @@ async fn what_is_at_work_ends_and_nothing_new_begins() {
     assert_eq!(listed_why(&house, &run.id).await, "its coordinator, which person/admin is draining");
     let explained = house.up.explain_run(&ns(), &run.id).await.unwrap();
     assert_eq!((explained[0].subject.as_str(), explained[0].since), ("run", drain.since), "{explained:?}");
-    assert!(explained.iter().any(|e| e.subject == "step s1" && e.waits_for.ends_with(&why)), "{explained:?}");
+    let step = explained.iter().find(|e| e.subject == "step s1").unwrap();
+    assert!(step.waits_for.ends_with(&why), "{step:?}");
+    assert_eq!(step.hint, "muster coordinator resume", "an agent more is no use");
     assert_eq!(house.up.agent(&ns(), &"infra-1".into()).await.unwrap().busy, 0, "no slot is kept meanwhile");
 
     assert_eq!(house.up.resume_coordinator(&admin()).await.unwrap().drain, None);

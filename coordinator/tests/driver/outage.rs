@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use muster_bus::message::{ReportReply, TaskReply};
+use muster_bus::message::{FailureKind, Outcome, ReportBody, ReportReply, TaskReply};
 use muster_coordinator::control::{Caller, Control, PlaybookSource};
 use muster_engine::run::{
     event::{AttemptEnd, NotStarted},
@@ -21,6 +21,9 @@ async fn nothing_is_given_out_while_the_bus_is_cut_off_and_everybody_is_told() {
     tokio::time::sleep(Duration::from_secs(600)).await;
     let waits = house.up.explain_run(&ns(), &run.id).await.unwrap();
     assert_eq!((waits[0].subject.as_str(), waits[0].waits_for.as_str()), ("run", "NATS, which can't be reached"));
+    let step = waits.iter().find(|one| one.subject == "step s0").unwrap();
+    assert!(step.waits_for.ends_with("NATS can't be reached"), "{step:?}");
+    assert_eq!(step.hint, waits[0].hint, "an agent more is no use");
     let run = house.run(&run.id).await;
     assert!(matches!(run.steps[0].state, StepState::Queued { .. }) && run.steps[0].attempts.is_empty(), "{run:?}");
     house.link.cut(false);
@@ -29,6 +32,30 @@ async fn nothing_is_given_out_while_the_bus_is_cut_off_and_everybody_is_told() {
     assert_eq!(run.steps[0].attempts.len(), 1);
     let waits = house.up.explain_run(&ns(), &run.id).await.unwrap();
     assert!(waits.is_empty(), "{waits:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_asked_of_a_person_comes_before_what_holds_the_rest() {
+    let house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let steps = ["id: s0, action: test.work, onFailure: pause", "id: s1, action: test.work"];
+    let run = house.start(&playbook(&steps, "")).await;
+    let (first, second) = (agent.next(TaskReply::Accepted).await, agent.next(TaskReply::Busy).await);
+    assert_eq!((first.key.step.as_str(), second.key.step.as_str()), ("s0", "s1"));
+    let outcome = Outcome::Failed { error: FailureKind::Permanent, message: "no".into(), output: None };
+    agent.report(&first, ReportBody::Finished { outcome }).await;
+    let admin = Caller { actor: "person/admin".into(), request_id: None };
+    house.up.drain_coordinator(&admin).await.unwrap();
+    let subjects = async || {
+        let waits = house.up.explain_run(&ns(), &run.id).await.unwrap();
+        waits.into_iter().map(|one| format!("{}: {}", one.subject, one.on_whom)).collect::<Vec<_>>()
+    };
+    // So that its wait for a free slot is over.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(subjects().await[..2], ["step s0: devops", "run: person/admin"]);
+    house.link.cut(true);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(subjects().await[..2], ["step s0: devops", "run: whoever operates NATS"]);
 }
 
 /// Nobody could be asked: that is no reason to give up the wait for an agent.

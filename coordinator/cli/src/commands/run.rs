@@ -9,6 +9,7 @@ use crate::{
     client::Client,
     error::{Exit, Result},
     printer::{message_of, to_message},
+    words,
 };
 
 mod logs;
@@ -120,7 +121,13 @@ pub(super) async fn fetch(client: &Client, name: &str) -> Result<v1::Run, tonic:
 
 async fn get(app: &App, run: &str) -> Result<Exit> {
     let client = app.client().await?;
-    let run = fetch(&client, &client.name("runs", run)).await.map_err(|s| client.error(&s))?;
+    let mut run = fetch(&client, &client.name("runs", run)).await.map_err(|s| client.error(&s))?;
+    // What holds an open run may be nothing of its own.
+    if !words::has_ended(run.state())
+        && let Ok(answer) = explanation(&client, &run.name).await
+    {
+        run.waiting = answer.waiting.into_iter().next();
+    }
     app.printer.data(&run, view::run)?;
     Ok(Exit::Succeeded)
 }

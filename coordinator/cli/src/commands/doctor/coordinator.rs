@@ -9,6 +9,7 @@ use super::{App, Check, bus::Heard, in_time};
 use crate::{
     commands::serve::not_opened,
     error::{CliError, chain},
+    printer::time,
 };
 
 /// Who has the data directory.
@@ -74,21 +75,33 @@ pub(super) async fn look(app: &App, heard: Heard, here: Here, checks: &mut Vec<C
             Check::warning(name, "whether one runs elsewhere can't be told without NATS", "mend NATS first")
         }
     });
-    checks.push(match (asked(app).await, here) {
-        (Ok(()), _) => Check::ok("api", format!("{} answers, and takes this token", app.settings.server)),
+    let answer = asked(app).await;
+    let seen = answer.as_ref().ok().map(drain);
+    checks.push(match (answer, here) {
+        (Ok(_), _) => Check::ok("api", format!("{} answers, and takes this token", app.settings.server)),
         (Err(error), Here::Free) if error.reason == "SERVER_UNREACHABLE" => {
             Check::ok("api", format!("nobody listens at {}", app.settings.server))
         }
         (Err(error), _) => Check::error("api", error),
     });
+    checks.extend(seen);
 }
 
-async fn asked(app: &App) -> Result<(), CliError> {
+/// Whether it gives anything out.
+fn drain(coordinator: &v1::Coordinator) -> Check {
+    if coordinator.state() != v1::coordinator::State::Draining {
+        return Check::ok("drain", "the coordinator serves");
+    }
+    let v1::Coordinator { drainer, drain_time, .. } = coordinator;
+    let message = format!("the coordinator is draining, by {drainer}, since {}", time(drain_time.as_ref()));
+    Check::warning("drain", message, "nothing new begins until somebody ends that: muster coordinator resume")
+}
+
+async fn asked(app: &App) -> Result<v1::Coordinator, CliError> {
     let unanswered = || CliError::unanswered(&app.settings.server, super::WITHIN);
     let client = in_time(app.client()).await.ok_or_else(unanswered)??;
-    let parent = client.parent();
-    let request = v1::ListAgentsRequest { parent, page_size: 1, ..v1::ListAgentsRequest::default() };
-    let mut agents = client.agents();
-    let answer = in_time(agents.list_agents(client.soon(request))).await.ok_or_else(unanswered)?;
-    answer.map(drop).map_err(|status| client.error(&status))
+    let request = client.soon(v1::GetCoordinatorRequest {});
+    let mut coordinator = client.coordinator();
+    let answer = in_time(coordinator.get_coordinator(request)).await.ok_or_else(unanswered)?;
+    answer.map(tonic::Response::into_inner).map_err(|status| client.error(&status))
 }

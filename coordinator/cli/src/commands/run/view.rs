@@ -45,12 +45,24 @@ fn fields(run: &v1::Run) -> Vec<(&'static str, String)> {
         ("Playbook", short_playbook(&run.playbook)),
         ("State", words::run_state(run.state())),
         ("Why", run.state_reason.clone()),
+        ("Waits for", run.waiting.as_ref().filter(|_| !says_question(run)).map(waits_for).unwrap_or_default()),
         ("Note", run.note.clone()),
         ("Owner", run.owner.clone()),
         ("Plan", run.plan_digest.clone()),
         ("Started", time(run.start_time.as_ref())),
         ("Ended", time(run.end_time.as_ref())),
     ]
+}
+
+/// Whether its state has the question itself.
+fn says_question(run: &v1::Run) -> bool {
+    words::needs_person(run.state()) && !run.state_reason.is_empty()
+}
+
+/// What it waits for most urgently, on whom and since when.
+fn waits_for(waiting: &v1::Waiting) -> String {
+    let v1::Waiting { subject, waits_for, on_whom, since, .. } = waiting;
+    format!("{} (on {on_whom}, since {})", format!("{subject}: {waits_for}").trim_end(), time(since.as_ref()))
 }
 
 /// The name alone, of `namespaces/{ns}/playbooks/{playbook}@{revision}`.
@@ -191,11 +203,11 @@ pub(crate) fn runs(runs: &[v1::Run]) -> Table {
 /// Why a run is in its state; of one that is open: for what it waits, on whom and since when.
 fn why_listed(run: &v1::Run) -> String {
     let Some(waiting) = &run.waiting else { return run.state_reason.clone() };
-    let v1::Waiting { subject, waits_for, on_whom, since, .. } = waiting;
-    // Its state has the question itself.
-    let asked = words::needs_person(run.state()) && !run.state_reason.is_empty();
-    let what = if asked { run.state_reason.clone() } else { format!("{subject}: {waits_for}") };
-    format!("{} (on {on_whom}, since {})", what.trim_end(), time(since.as_ref()))
+    if says_question(run) {
+        let since = time(waiting.since.as_ref());
+        return format!("{} (on {}, since {since})", run.state_reason.trim_end(), waiting.on_whom);
+    }
+    waits_for(waiting)
 }
 
 /// An event on a line.
