@@ -133,11 +133,8 @@ impl Program {
         if ended.code == 0 {
             return Ok(());
         }
-        let (code, said) = (ended.code, process::tail(&ended.stderr));
-        Err(ActionError::permanent(format!(
-            "command {:?} for {side} ended with exit code {code}: {said}",
-            self.command
-        )))
+        let ended = process::ended(ended.code, &ended.stderr);
+        Err(ActionError::permanent(format!("command {:?} for {side} {ended}", self.command)))
     }
 }
 

@@ -133,10 +133,9 @@ impl Action for Run {
         let ended = self.suite(ctx, &with, &place.report).await?;
         let duration = start.elapsed();
         let (report, suite) = (place.report.clone(), with.suite.clone());
-        let said = process::tail(if ended.stderr.trim().is_empty() { &ended.stdout } else { &ended.stderr });
+        let said = if ended.stderr.trim().is_empty() { &ended.stdout } else { &ended.stderr };
         let counts = blocking(move || read(&report, before)).await.map_err(|e| {
-            let code = ended.code;
-            ActionError::permanent(format!("{e}; the suite {suite:?} ended with exit code {code}: {said}"))
+            ActionError::permanent(format!("{e}; the suite {suite:?} {}", process::ended(ended.code, said)))
         })?;
         drop(place);
         judged(&with, &output(counts, &ended, duration))

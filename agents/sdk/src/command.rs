@@ -93,8 +93,11 @@ impl Action for CommandRun {
         if output.code == 0 {
             return Ok(Done { output: result, observations: Vec::new() });
         }
-        let tail = text::tail(output.stderr.trim_end(), TAIL);
-        let message = format!("command {:?} ended with exit code {}: {tail}", params.command, output.code);
+        let said = match text::tail(output.stderr.trim_end(), TAIL) {
+            tail if tail.is_empty() => ", and wrote nothing to stderr".to_owned(),
+            tail => format!(": {tail}"),
+        };
+        let message = format!("command {:?} ended with exit code {}{said}", params.command, output.code);
         Err(ActionError::Permanent { message, output: Some(result) })
     }
 }

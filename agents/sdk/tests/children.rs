@@ -43,6 +43,8 @@ echo "to stderr" >&2
 exit "${CODE:-0}"
 "#;
 
+const MUTE: &str = "#!/bin/sh\nexit 4\n";
+
 fn script(folder: &Path, name: &str, text: &str) -> (String, Pinned) {
     let path = folder.join(name);
     fs::write(&path, text).unwrap();
@@ -52,7 +54,7 @@ fn script(folder: &Path, name: &str, text: &str) -> (String, Pinned) {
 }
 
 fn allow(folder: &Path) -> Allow {
-    let commands = [script(folder, "family", FAMILY), script(folder, "talker", TALKER)];
+    let commands = [script(folder, "family", FAMILY), script(folder, "talker", TALKER), script(folder, "mute", MUTE)];
     Allow { commands: commands.into() }
 }
 
@@ -113,6 +115,10 @@ async fn runs_what_is_listed_and_nothing_else() {
     assert_eq!((&output["exit_code"], &output["truncated"]), (&json!(3), &json!(true)));
     let stdout = output["stdout"].as_str().unwrap();
     assert_eq!((stdout.len(), stdout.ends_with('…')), (64 * 1024 + '…'.len_utf8(), true));
+
+    let outcome = coordinator.carry_out(&command(&coordinator, "mute", json!({"command": "mute"}))).await;
+    let Outcome::Failed { message, .. } = outcome else { panic!("{outcome:?}") };
+    assert_eq!(message, "command \"mute\" ended with exit code 4, and wrote nothing to stderr");
 
     for (step, with, why) in [
         ("unlisted", json!({"command": "/bin/sh"}), "not in this agent's allow.toml"),
