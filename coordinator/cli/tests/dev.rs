@@ -223,6 +223,21 @@ fn a_signal_says_why_it_is_sent() {
 }
 
 #[test]
+fn a_second_signal_of_a_name_says_that_it_changes_nothing() {
+    let mut session = session();
+    session.write("waits.yaml", &format!("{WAITS}        - {{id: more, needs: [look], wait: {{signal: more}}}}\n"));
+    let server = Server::dev(&mut session);
+    let run = session.start(&["run", "start", "waits.yaml"]);
+    session.run(&["run", "signal", &run, "looked", "--reason", "all disks are there"]);
+    session.run(&["run", "signal", &run, "looked", "--reason", "one has gone"]);
+    session.check("second_signal");
+    let shown = session.quietly(&["run", "signal", &run, "looked", "-o", "json"]);
+    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!(shown["signals"], serde_json::json!(["looked"]));
+    server.stop();
+}
+
+#[test]
 fn a_coordinator_is_drained() {
     let mut session = session();
     let server = Server::dev(&mut session);

@@ -75,6 +75,9 @@ fn what_was_done_is_there_after_a_restart_and_in_the_journal() {
     server = up(&session, &command);
     session.run(&["run", "list"]);
     session.run(&["milestone", "list"]);
+    let text = |args: &[&str]| String::from_utf8(session.quietly(args).stdout).unwrap();
+    assert!(text(&["agent", "list"]).trim_end().ends_with(" -"), "its last beat is not known");
+    assert!(text(&["agent", "get", "bench-1"]).contains("Last beat: - (not heard since the coordinator was started"));
     server.stop();
     session.check("serve");
 

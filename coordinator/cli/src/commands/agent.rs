@@ -75,7 +75,7 @@ fn agents(agents: &[v1::Agent]) -> Table {
             format!("{}/{}{}", agent.busy, agent.slots, of_ended_runs(agent)),
             agent.host.clone(),
             labels(agent),
-            time(agent.last_beat_time.as_ref()),
+            if agent.last_beat_time.is_none() { "-".to_owned() } else { last_beat(agent) },
         ]
     }))
 }
@@ -89,12 +89,20 @@ fn one(agent: &v1::Agent) -> View {
         ("Host", agent.host.clone()),
         ("Labels", labels(agent)),
         ("Instance", agent.instance.clone()),
-        ("Last beat", time(agent.last_beat_time.as_ref())),
+        ("Last beat", last_beat(agent)),
         ("Software", agent.software.clone()),
     ];
     let actions = Table::new(&["ACTION", "VERSION"], "no actions")
         .rows(agent.actions.iter().map(|a| vec![a.action.clone(), a.version.clone()]));
     View::new(vec![Block::Fields(fields), Block::Table(actions)])
+}
+
+/// When it was heard last; a beat outlives no coordinator.
+fn last_beat(agent: &v1::Agent) -> String {
+    match &agent.last_beat_time {
+        Some(at) => time(Some(at)),
+        None => "- (not heard since the coordinator was started, and beats of before that are not kept)".to_owned(),
+    }
 }
 
 /// What is at work though nobody waits for it.

@@ -156,8 +156,16 @@ async fn signal(app: &App, args: SignalArgs) -> Result<Exit> {
     let payload = args.payload.as_deref().map(|text| message_of("--payload", text)).transpose()?;
     let client = app.client().await?;
     let (name, signal, reason) = (client.name("runs", &args.run), args.signal, args.reason);
+    // Whether there is such a run, the signal's own answer says.
+    let had_come = fetch(&client, &name).await.is_ok_and(|run| run.signals.contains(&signal));
+    let known = format!("signal {signal} had come before: the first one counts, and this one has changed nothing");
     let request = v1::SignalRunRequest { name, signal, payload, reason, ..v1::SignalRunRequest::default() };
-    changed(app, client.runs().signal_run(client.soon(request)).await.map_err(|s| client.error(&s))?.get_ref())
+    let answer = client.runs().signal_run(client.soon(request)).await.map_err(|s| client.error(&s))?;
+    changed(app, answer.get_ref())?;
+    if had_come {
+        app.printer.note(&known);
+    }
+    Ok(Exit::Succeeded)
 }
 
 async fn cancel(app: &App, args: ReasonArgs, force: bool) -> Result<Exit> {

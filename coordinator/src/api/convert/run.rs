@@ -70,6 +70,7 @@ pub fn run(run: &Run) -> pb::Run {
             left: run.not_taken_back().into_iter().map(ToString::to_string).collect(),
         }),
         waiting: None,
+        signals: run.signals.keys().cloned().collect(),
         name,
     }
 }
