@@ -16,6 +16,7 @@ use muster_proto::v1 as pb;
 
 use crate::{
     api::convert::{
+        late,
         plan::{priority, selector},
         value::{to_struct, to_time, to_value},
     },
@@ -294,8 +295,8 @@ fn fill_state(shown: &mut pb::Step, run: &Run, step: &Step, planned: &PlannedSte
             match last.and_then(|a| Some((a, a.reported_late.as_ref()?))) {
                 Some((attempt, (at, outcome))) => {
                     shown.state_time = Some(to_time(*at));
-                    shown.state_reason = reported_late(attempt, outcome);
-                    state_reported_late(step, attempt, outcome)
+                    shown.state_reason = late::why(attempt, outcome);
+                    late::state(step, attempt, outcome)
                 }
                 None if run.has_ended() => {
                     let agent = last.map(|a| format!(" at agent {}", a.agent)).unwrap_or_default();
@@ -346,36 +347,6 @@ fn fill_state(shown: &mut pb::Step, run: &Run, step: &Step, planned: &PlannedSte
     shown.state = state.into();
 }
 
-/// How an attempt ended after its run, in its agent's words.
-fn reported_late(attempt: &Attempt, outcome: &Outcome) -> String {
-    let said = match outcome {
-        Outcome::Succeeded { .. } => "that it is done".to_owned(),
-        Outcome::NotSatisfied { diff } if diff.is_empty() => "that it is not done".to_owned(),
-        Outcome::NotSatisfied { diff } => format!("that it is not done: {diff}"),
-        Outcome::Failed { message, .. } => format!("that it failed: {message}"),
-        Outcome::Cancelled { may_have_changed: false } => "that it has stopped".to_owned(),
-        Outcome::Cancelled { may_have_changed: true } => {
-            "that it has stopped, and may have changed something".to_owned()
-        }
-    };
-    format!("the run ended without it; agent {} has reported since {said}", attempt.agent)
-}
-
-/// Where a step is of which the end was reported after the run's; nothing has followed from that.
-fn state_reported_late(step: &Step, attempt: &Attempt, outcome: &Outcome) -> pb::step::State {
-    let undo = attempt.purpose == Purpose::Undo;
-    match outcome {
-        Outcome::Succeeded { .. } if !undo => pb::step::State::Succeeded,
-        Outcome::Succeeded { .. } if step.prepared.keys().all(|n| Some(*n) == attempt.undoes) => {
-            pb::step::State::Undone
-        }
-        Outcome::Failed { .. } => pb::step::State::Failed,
-        Outcome::Succeeded { .. } | Outcome::NotSatisfied { .. } | Outcome::Cancelled { .. } => {
-            pb::step::State::Cancelled
-        }
-    }
-}
-
 pub(super) fn undo(undo: &PlannedUndo) -> String {
     match undo {
         PlannedUndo::Auto => "auto".to_owned(),
@@ -402,7 +373,7 @@ fn attempt(attempt: &Attempt) -> pb::Attempt {
         instance: attempt.instance.to_string(),
         host: attempt.host.as_ref().map(ToString::to_string).unwrap_or_default(),
         assign_time: Some(to_time(attempt.assigned_at)),
-        end_time: ended_at(attempt).map(to_time),
+        end_time: late::ended_at(attempt).map(to_time),
         expire_time: Some(to_time(attempt.ends_by)),
         with: Some(to_value(&attempt.with)),
         ..pb::Attempt::default()
@@ -430,11 +401,6 @@ fn attempt(attempt: &Attempt) -> pb::Attempt {
     };
     shown.state = state.into();
     shown
-}
-
-fn ended_at(attempt: &Attempt) -> Option<jiff::Timestamp> {
-    let late = attempt.reported_late.as_ref().map(|(at, _)| *at);
-    attempt.end.as_ref().map(|(at, _)| *at).or(late)
 }
 
 fn fill_outcome(shown: &mut pb::Attempt, outcome: &Outcome) -> pb::attempt::State {
