@@ -172,7 +172,7 @@ pub(crate) enum TokenCommand {
     },
     /// Make a token useless, at once.
     Revoke {
-        /// The token's id, as `token create` printed it.
+        /// The token's id, as `token create` printed it, or `tokens/ID`, as `-o json` names it.
         #[arg(value_name = "ID")]
         id: String,
     },

@@ -266,5 +266,11 @@ fn agents_and_tokens() {
     session.run(&["token", "list", "-o", "json"]);
     session.run(&["token", "revoke", "nothing"]);
     session.check("agents_and_tokens");
+    for name in [|name: &str| name.to_owned(), |name: &str| name.trim_start_matches("tokens/").to_owned()] {
+        let created = session.quietly(&["token", "create", "service/ci", "--role", "viewer", "-o", "json"]);
+        let created: serde_json::Value = serde_json::from_slice(&created.stdout).unwrap();
+        let revoked = session.quietly(&["token", "revoke", &name(created["token"]["name"].as_str().unwrap())]);
+        assert!(revoked.status.success(), "{}", String::from_utf8_lossy(&revoked.stderr));
+    }
     server.stop();
 }
