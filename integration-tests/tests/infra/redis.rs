@@ -253,8 +253,12 @@ async fn redis_probe_measures_and_sees_faults() {
     for key in ["key", "key", "key", "none"] {
         base.redis.cli(&["GET", key]).unwrap();
     }
-    let done =
-        Probe.run(&context(), &base.probe(&json!({"hit_percent": 75, "latency_p99_ms_below": 1e9}))).await.unwrap();
+    let since = |mut with: Value| {
+        with["since"] = idle.output["server"]["counted"].clone();
+        with
+    };
+    let good = since(base.probe(&json!({"hit_percent": 75, "latency_p99_ms_below": 1e9})));
+    let done = Probe.run(&context(), &good).await.unwrap();
     let percentile = |name: &str| done.output[name].as_f64().unwrap();
     let (p50, p95) = (percentile("latency_p50_ms"), percentile("latency_p95_ms"));
     assert!(0.0 < p50 && p50 <= p95 && p95 <= percentile("latency_p99_ms"), "{}", done.output);
@@ -266,7 +270,7 @@ async fn redis_probe_measures_and_sees_faults() {
         (json!({"memory_limited": true}), "memory"),
         (json!({"append_only": true}), "append-only"),
     ] {
-        let message = assert_gave_up(Instant::now(), Probe.run(&context(), &base.probe(&expect)).await);
+        let message = assert_gave_up(Instant::now(), Probe.run(&context(), &since(base.probe(&expect))).await);
         assert!(message.contains(says), "{message}");
     }
     // In a sample of its own nobody looks anything up.
@@ -290,6 +294,43 @@ async fn redis_probe_measures_and_sees_faults() {
     assert_gave_up(Instant::now(), Probe.run(&context(), &hanging).await);
     base.redis.thaw();
     Probe.run(&context(), &base.probe(&json!({"success_percent": 100}))).await.unwrap();
+}
+
+#[tokio::test]
+async fn hits_of_the_past_are_no_hits_of_today() {
+    let base = base();
+    base.redis.cli(&["SET", "key", "1"]).unwrap();
+    base.redis.cli(&["EVAL", "for _ = 1, 120000 do redis.call('GET', 'key') end", "0"]).unwrap();
+    let old = Probe.run(&context(), &base.probe(&json!({}))).await.unwrap();
+    assert_eq!(old.output["server"]["counted"], json!({"hits": 120_000, "misses": 0}));
+    let unsaid = ["lookups", "hit_percent"].map(|name| &old.output["server"][name]);
+    assert_eq!(unsaid, [&Value::Null; 2], "nobody said since when: no gate may pass by weeks of hits");
+    base.redis.cli(&["EVAL", "for n = 1, 1000 do redis.call('GET', 'gone:' .. n) end", "0"]).unwrap();
+
+    let mut with = base.probe(&json!({}));
+    with["since"] = old.output["server"]["counted"].clone();
+    let dead = Probe.run(&context(), &with).await.unwrap();
+    assert_eq!(dead.output["server"]["lookups"], 1000);
+    assert_eq!(dead.output["server"]["hit_percent"], 0.0, "{}", dead.output);
+    with["expect"] = json!({"hit_percent": 90});
+    assert!(assert_gave_up(Instant::now(), Probe.run(&context(), &with).await).contains("0 % found a key"));
+    // Set back meanwhile: it counts from there.
+    base.redis.cli(&["CONFIG", "RESETSTAT"]).unwrap();
+    base.redis
+        .cli(&["EVAL", "for _ = 1, 9 do redis.call('GET', 'key') end return redis.call('GET', 'none')", "0"])
+        .unwrap();
+    let again = Probe.run(&context(), &with).await.unwrap();
+    assert_eq!(
+        (&again.output["server"]["lookups"], &again.output["server"]["hit_percent"]),
+        (&json!(10), &json!(90.0))
+    );
+
+    let unsaid = base.probe(&json!({"hit_percent": 90}));
+    with["sample_ms"] = json!(10);
+    for (with, says) in [(unsaid, "since when"), (with, "not both")] {
+        let error = Probe.run(&context(), &with).await.unwrap_err();
+        assert!(matches!(error, ActionError::Permanent { .. }) && error.to_string().contains(says), "{error}");
+    }
 }
 
 #[tokio::test]

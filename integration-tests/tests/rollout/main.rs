@@ -19,17 +19,13 @@ use serde_json::Value;
 
 const LONG: Duration = Duration::from_secs(180);
 
-/// A shipped playbook. This machine may be busy with other tests: times are measured, but nothing hangs on them here.
+/// A shipped playbook, as it is shipped.
 fn shipped(name: &str) -> String {
-    let text = fs::read_to_string(checkout().join(format!("playbooks/{name}.yaml"))).unwrap();
-    let lines = text.lines().filter(|line| !(line.trim_start().starts_with("- ") && line.contains("_ms <")));
-    let without = lines.collect::<Vec<_>>().join("\n");
-    let without = without.replace(", latency_p95_ms_below: 50", "").replace(", ttfb_ms_below: 100", "");
-    assert!(!without.contains("_ms_below"), "{name} has a limit of time that is not known here");
-    without
+    fs::read_to_string(checkout().join(format!("playbooks/{name}.yaml"))).unwrap()
 }
 
-/// The inputs of `revenue-engine-rollout`.
+/// The inputs of `revenue-engine-rollout`, with the roadmap's limits of time. How much slower a new release may be is not among
+/// them, and a debug build beside other tests is slow.
 fn rollout_inputs(lab: &Lab) -> Value {
     let mut inputs = serde_json::to_value(lab.inputs().unwrap()).unwrap();
     inputs["slower_by_ms"] = 5000.0.into();

@@ -36,10 +36,13 @@ pub struct ProbeParams {
     #[serde(default = "forty")]
     #[schemars(range(min = 1, max = 1000))]
     pub round_trips: u32,
-    /// Count hits and misses for so long, in milliseconds; 0 takes all since the server's start.
+    /// Count hits and misses for so long, in milliseconds.
     #[serde(default)]
     #[schemars(range(max = 60000))]
     pub sample_ms: u64,
+    /// Count hits and misses since then: what an earlier probe gave as `server.counted`. Not together with `sample_ms`.
+    #[serde(default)]
+    pub since: Option<Counted>,
     /// Limit for a connection and for each exchange, in milliseconds.
     #[serde(default = "five_seconds")]
     #[schemars(range(min = 1, max = 60000))]
@@ -62,7 +65,8 @@ pub struct ProbeExpect {
     /// The 99th percentile.
     #[serde(default)]
     pub latency_p99_ms_below: Option<f64>,
-    /// At least this share of lookups found a key, in percent. Without any lookup it does not hold.
+    /// At least this share of lookups found a key, in percent. Without any lookup it does not hold. Wants `since` or
+    /// `sample_ms`: the hits of past weeks say nothing of a cache that has just died.
     #[serde(default)]
     pub hit_percent: Option<f64>,
     /// Whether writes go into an append-only file, and the last of them did.
@@ -128,10 +132,36 @@ pub struct ServerState {
     pub max_memory_policy: String,
     /// Keys that had to go for it.
     pub evicted_keys: u64,
-    /// Lookups that were counted.
-    pub lookups: u64,
+    /// Lookups since `since`, or within `sample_ms`; null without either.
+    pub lookups: Option<u64>,
     /// The share of them that found a key, in percent; null when there were none.
     pub hit_percent: Option<f64>,
+    /// All lookups since the server's start: for `since` of a later probe.
+    pub counted: Counted,
+}
+
+/// Lookups as Redis counts them from its start.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Counted {
+    /// Those that found a key.
+    pub hits: u64,
+    /// Those that found none.
+    pub misses: u64,
+}
+
+impl Counted {
+    /// What came after `before`. Counters that were set back meanwhile (CONFIG RESETSTAT, a restart) count from there.
+    fn after(self, before: Self) -> Self {
+        match (self.hits.checked_sub(before.hits), self.misses.checked_sub(before.misses)) {
+            (Some(hits), Some(misses)) => Self { hits, misses },
+            (None, _) | (_, None) => self,
+        }
+    }
+
+    fn lookups(self) -> u64 {
+        self.hits + self.misses
+    }
 }
 
 const SOURCE: &str = "redis.probe";
@@ -151,6 +181,14 @@ impl Action for Probe {
         {
             return Err(ActionError::permanent(
                 "connections must be 1 to 100, round_trips 1 to 1000, sample_ms at most 60000",
+            ));
+        }
+        if with.sample_ms > 0 && with.since.is_some() {
+            return Err(ActionError::permanent("give since or sample_ms, not both"));
+        }
+        if with.expect.hit_percent.is_some() && with.sample_ms == 0 && with.since.is_none() {
+            return Err(ActionError::permanent(
+                "expect.hit_percent: since when is to be counted? Give since (an earlier probe's server.counted) or sample_ms",
             ));
         }
         let (mut output, refused) = round_trips(ctx, &with).await?;
@@ -193,7 +231,10 @@ impl ProbeExpect {
         if let Some(least) = self.hit_percent.filter(|least| server.hit_percent.is_none_or(|hit| hit < *least)) {
             let hit =
                 server.hit_percent.map_or_else(|| "there was no lookup".into(), |hit| format!("{hit} % found a key"));
-            return Some(format!("of {} lookups {least} % should find a key: {hit}", server.lookups));
+            return Some(format!(
+                "of {} lookups {least} % should find a key: {hit}",
+                server.lookups.unwrap_or_default()
+            ));
         }
         let states = [
             ("the append-only file at work", self.append_only, server.append_only),
@@ -219,7 +260,7 @@ fn observations(output: &ProbeOutput) -> Vec<Observation> {
         all.push(observation(SOURCE, "used_memory", server.used_memory_bytes as f64, "bytes", None));
         all.push(observation(SOURCE, "changes_since_save", server.changes_since_save as f64, "count", None));
         all.push(observation(SOURCE, "evicted_keys", server.evicted_keys as f64, "count", None));
-        all.extend(server.hit_percent.map(|hit| observation(SOURCE, "hits", hit, "percent", Some(server.lookups))));
+        all.extend(server.hit_percent.map(|hit| observation(SOURCE, "hits", hit, "percent", server.lookups)));
     }
     all
 }
@@ -278,21 +319,19 @@ async fn server_state(ctx: &Context, with: &ProbeParams) -> Result<ServerState, 
     let Some(client) = Client::connect(ctx, &with.target, with.timeout_ms).await? else {
         return Err(ActionError::retry(format!("Redis at {} has just gone down", with.target.address)));
     };
-    let mut before = (0, 0);
+    let mut before = with.since;
     if with.sample_ms > 0 {
-        before = lookups(&client).await?;
+        before = Some(counted(&client).await?);
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(with.sample_ms)) => {}
             () = ctx.cancelled.cancelled() => return Err(ActionError::retry("stopped: the attempt was cancelled")),
         }
     }
-    let (hits, misses) = lookups(&client).await?;
-    // Counters that were set back meanwhile (CONFIG RESETSTAT, a restart) count from there.
-    let (hits, misses) = (hits.checked_sub(before.0).unwrap_or(hits), misses.checked_sub(before.1).unwrap_or(misses));
+    let counted = counted(&client).await?;
+    let within = before.map(|before| counted.after(before));
     let (persistence, memory) = (client.info("persistence").await?, client.info("memory").await?);
     let (stats, replication) = (client.info("stats").await?, client.info("replication").await?);
     let is = |name: &str, value: &str| persistence.get(name).is_some_and(|v| v == value);
-    let lookups = hits + misses;
     Ok(ServerState {
         role: replication.get("role").cloned().unwrap_or_default(),
         append_only: is("aof_enabled", "1")
@@ -304,14 +343,15 @@ async fn server_state(ctx: &Context, with: &ProbeParams) -> Result<ServerState, 
         max_memory_bytes: number(&memory, "maxmemory"),
         max_memory_policy: memory.get("maxmemory_policy").cloned().unwrap_or_default(),
         evicted_keys: number(&stats, "evicted_keys"),
-        lookups,
-        hit_percent: (lookups > 0).then(|| percent(hits, lookups)),
+        lookups: within.map(Counted::lookups),
+        hit_percent: within.filter(|within| within.lookups() > 0).map(|within| percent(within.hits, within.lookups())),
+        counted,
     })
 }
 
-async fn lookups(client: &Client) -> Result<(u64, u64), ActionError> {
+async fn counted(client: &Client) -> Result<Counted, ActionError> {
     let stats = client.info("stats").await?;
-    Ok((number(&stats, "keyspace_hits"), number(&stats, "keyspace_misses")))
+    Ok(Counted { hits: number(&stats, "keyspace_hits"), misses: number(&stats, "keyspace_misses") })
 }
 
 fn number(info: &BTreeMap<String, String>, name: &str) -> u64 {
