@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+mod conditions;
 mod fingerprint;
+mod gates;
 mod kit;
 mod undo;
 mod whole;
@@ -31,6 +33,17 @@ fn rollout_inputs(lab: &Lab) -> Value {
     inputs["slower_by_ms"] = 5000.0.into();
     inputs["watch_ms"] = 500.into();
     inputs
+}
+
+/// A coordinator and the three agents, each a process of its own.
+fn three_agents(lab: &Lab) -> Result<System> {
+    let mut system = System::start()?;
+    system.start_agent("infra-1", "infra", &[])?;
+    for role in ["integration", "deployment"] {
+        let allow = lab.allow_file(role)?;
+        system.start_agent(&format!("{role}-1"), role, &["--allow", path(&allow)?])?;
+    }
+    Ok(system)
 }
 
 /// Runs a playbook to its end; the run. One watcher waits, since asking again and again takes the time of what is waited for.

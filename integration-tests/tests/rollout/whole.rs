@@ -3,11 +3,11 @@
 use muster_integration_tests::{
     lab::{Lab, Pooling},
     probe::probe,
-    system::{System, path},
+    system::System,
 };
 use serde_json::{Value, json};
 
-use crate::{rollout_inputs, shipped};
+use crate::{conditions, rollout_inputs, shipped, three_agents};
 
 const PLAYBOOK: &str = "revenue-engine-rollout";
 
@@ -42,17 +42,13 @@ fn three_agents_mend_the_lab_and_find_nothing_to_change_the_second_time() {
     assert_eq!(before.certificate.verdict, "10 (certificate has expired)");
     assert_eq!((before.redirect.status, before.pooling.served), (200, 1));
 
-    let mut system = System::start().unwrap();
-    system.start_agent("infra-1", "infra", &[]).unwrap();
-    for role in ["integration", "deployment"] {
-        let allow = lab.allow_file(role).unwrap();
-        system.start_agent(&format!("{role}-1"), role, &["--allow", path(&allow).unwrap()]).unwrap();
-    }
-    system.submit(&shipped(PLAYBOOK)).unwrap();
+    let (system, yaml) = (three_agents(&lab).unwrap(), shipped(PLAYBOOK));
+    system.submit(&yaml).unwrap();
 
     let first = run(&system, &inputs);
     let changing = ["tls_certificate", "redirect", "pgbouncer", "redis", "balance", "backup", "put_in_place", "switch"];
     assert_eq!(changes(&first), changing.map(|step| (step, false)));
+    conditions::each_turns_red_alone(&yaml, &first).unwrap();
     let phases = first["phases"].as_array().unwrap();
     assert_eq!(phases.len(), 5);
     assert!(phases.iter().all(|phase| phase["milestone"]["state"] == "STATE_REACHED"), "{phases:#?}");
