@@ -12,8 +12,8 @@ use crate::{
     trial,
 };
 
-/// Waits until the switch that is on trial is being watched.
-async fn watching(trial: &Trial) {
+/// Waits until the turn that is on trial is being watched.
+pub(crate) async fn watching(trial: &Trial) {
     let start = Instant::now();
     while !trial.said().progress.iter().any(|(said, _)| said.contains("watching")) {
         assert!(start.elapsed() < Duration::from_secs(60), "it never came to watching");

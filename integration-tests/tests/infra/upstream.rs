@@ -6,6 +6,7 @@ use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},
     path::PathBuf,
+    process::Command,
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -148,6 +149,39 @@ async fn a_backup_answers_only_when_nobody_else_does() {
     Upstream.undo(&context(), &broken, &prepared).await.unwrap();
     front.nginx.restart().unwrap();
     assert!(matches!(Upstream.check(&context(), &healthy).await.unwrap(), Checked::Satisfied(_)));
+}
+
+#[tokio::test]
+async fn a_stopped_or_hanging_nginx_keeps_its_servers() {
+    let mut front = front();
+    let (with, mut other) = (front.both((1, 1)), front.both((3, 1)));
+    does(&Upstream, &with).await;
+    let found = fs::read_to_string(front.file()).unwrap();
+    other["settle_ms"] = json!(1500);
+    front.nginx.stop();
+    assert!(assert_gave_up(Instant::now(), Upstream.run(&context(), &other).await).contains("not running"));
+    assert_eq!(fs::read_to_string(front.file()).unwrap(), found, "nothing was begun");
+    front.nginx.restart().unwrap();
+    assert!(matches!(Upstream.check(&context(), &with).await.unwrap(), Checked::Satisfied(_)));
+
+    let to_nginx = |signal| {
+        let pid = fs::read_to_string(front.nginx.pid_file()).unwrap();
+        assert!(Command::new("kill").args([signal, pid.trim()]).status().unwrap().success());
+    };
+    let other_prepared = Upstream.prepare(&context(), &other).await.unwrap();
+    to_nginx("-STOP");
+    let (start, hung) = (Instant::now(), Upstream.run(&context(), &other).await);
+    to_nginx("-CONT");
+    assert!(assert_gave_up(start, hung).contains("former configuration"));
+    // It has woken: what was asked of it is finished, or taken back.
+    Upstream.run(&context(), &other).await.unwrap();
+    to_nginx("-STOP");
+    let (start, hung) = (Instant::now(), Upstream.undo(&context(), &other, &other_prepared).await);
+    to_nginx("-CONT");
+    assert!(assert_gave_up(start, hung).contains("former configuration"));
+    undoes(&Upstream, &other, &other_prepared).await;
+    assert_eq!(fs::read_to_string(front.file()).unwrap(), found);
+    assert!(matches!(Upstream.check(&context(), &with).await.unwrap(), Checked::Satisfied(_)));
 }
 
 #[tokio::test]
