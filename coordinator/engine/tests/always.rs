@@ -245,3 +245,16 @@ fn its_condition_is_judged_at_the_end_and_it_may_wait() {
     world.finish("last", ok(json!({})));
     assert_eq!(world.ended(), Some(RunOutcome::Failed));
 }
+
+#[test]
+fn a_history_walks_nothing_back_while_the_last_steps_are_done() {
+    let mut last = step("last", &[0]);
+    last.always = true;
+    let mut world = World::new(simple(vec![step("a", &[]), last]));
+    world.assign("a");
+    world.finish("a", failed(FailureKind::Permanent));
+    assert!(matches!(world.run.state, RunState::Finishing { .. }));
+    let (reason, steps) = ("again".to_owned(), vec!["last".into()]);
+    let back = Event::RollbackStarted { reason, steps, irreversible: std::iter::empty().collect() };
+    assert!(world.run.apply(world.now, &back).is_err());
+}

@@ -7,7 +7,10 @@ use muster_engine::{
     plan::OnFailure,
     run::{
         Command, Event, Rejection, Resolution, WaitingSubject,
-        event::{FailureKind, GateVerdict, NotStarted, Outcome, PhaseOutcome, Purpose, RunOutcome},
+        event::{
+            AttemptEnd, EndedBy, FailureKind, GateVerdict, NotStarted, Outcome, PhaseOutcome, Purpose, QuestionKind,
+            RunOutcome, StepNext,
+        },
         state::{MilestoneState, RunState, StepState},
     },
 };
@@ -348,5 +351,29 @@ fn an_agent_that_stops_by_itself_is_asked_about_only_where_doing_it_twice_does_h
         world.assign("a");
         world.finish("a", Outcome::Cancelled { may_have_changed: true });
         assert_eq!(world.is_asking("a"), asked);
+    }
+}
+
+/// A stopped run has nobody who would do it: the history is damaged, or of another run.
+#[test]
+fn a_history_begins_nothing_anew_in_a_run_that_is_stopped() {
+    let mut world = World::new(simple(vec![step("a", &[])]));
+    world.assign("a");
+    let (step, attempt, at) = (|| "a".into(), 1, world.now);
+    let queued = StepNext::Queued { purpose: Purpose::Run, not_before: at, wake_at: at, why: String::new() };
+    let asking = StepNext::Asking { question: "?".to_owned(), kind: QuestionKind::MayHaveRun, remind_at: at };
+    let end = || AttemptEnd::Unknown { ended_by: EndedBy::Clock };
+    let (resolution, reason) = (Resolution::Retry, String::new());
+    let events = [
+        Event::AttemptEnded { step: step(), attempt, end: end(), next: queued.clone() },
+        Event::AttemptEnded { step: step(), attempt, end: end(), next: asking },
+        Event::StepResolved { step: step(), resolution, reason, output: None, next: queued },
+    ];
+    for event in &events {
+        assert!(world.run.clone().apply(at, event).is_ok(), "{event:?}");
+    }
+    world.command(&Command::Cancel { reason: "enough".to_owned(), force: false });
+    for event in &events {
+        assert!(world.run.clone().apply(at, event).is_err(), "{event:?}");
     }
 }

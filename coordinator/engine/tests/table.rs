@@ -1,291 +1,87 @@
-//! Every state of a step against every event and every command. The result is the table in `docs/state-machine.md`, which is
-//! written by `UPDATE=1 cargo test -p muster-engine --test table` and compared by this test: a change of the state machine is
-//! a change of that page.
-#![expect(clippy::disallowed_methods, reason = "the table is a file")]
+//! Every state against every event and every command. The result are the tables in `docs/state-machine.md`, which are written
+//! by `UPDATE=1 cargo test -p muster-engine --test table` and compared by this test: a change of the state machine is a
+//! change of that page. Where no row, or no column, has a variant of the state machine's types, the tests fail.
+#![expect(clippy::disallowed_methods, reason = "the tables are a file")]
 
+#[path = "table/columns.rs"]
+mod columns;
 mod common;
+#[path = "table/rows.rs"]
+mod rows;
 
-use std::{fmt::Write, path::Path, sync::Arc};
+use std::{collections::BTreeSet, fmt::Write, path::Path};
 
-use common::{World, failed, ok, simple, step};
+use columns::Column;
+use common::{World, variants::assert_all};
 use jiff::SignedDuration;
-use muster_engine::{
-    plan::OnFailure,
-    run::{
-        Command, Event, Fence, Rejection, Resolution, Run,
-        event::{
-            AttemptAssigned, AttemptEnd, EndedBy, FailureKind, NotStarted, Outcome, Purpose, QuestionKind, StatusNote,
-            StepNext, Subject,
-        },
-        state::{RunState, StepState},
-    },
+use muster_engine::run::{
+    Command, Event, Rejection, Run,
+    event::{AttemptEnd, Outcome, StepNext},
+    state::{PhaseState, StepState},
 };
-use serde_json::json;
+use rows::About;
 
-/// `s` is the step that is looked at; `o` is another one that keeps the run going.
-fn world(change: impl FnOnce(&mut muster_engine::plan::PlannedStep)) -> World {
-    let mut s = step("s", &[]);
-    s.on_failure = OnFailure::Continue;
-    change(&mut s);
-    World::new(simple(vec![s, step("o", &[]), step("p", &[1])]))
+/// Tables of one kind of thing: its states are the columns.
+struct Group {
+    heading: &'static str,
+    columns: Vec<Column>,
+    name: fn(&Run) -> String,
+    has_event: fn(&Event) -> bool,
+    has_command: fn(&Command) -> bool,
+    /// What is said of other things has nothing to say here.
+    is_beside: fn(&Event) -> bool,
 }
 
-/// A run that walks back: `s` is next to be undone, `o` after it.
-fn walking_back() -> World {
-    let mut world = world(|s| s.on_failure = OnFailure::Undo);
-    world.change("o");
-    world.change("s");
-    world.assign("p");
-    world.finish("p", failed(FailureKind::Permanent));
-    world
-}
-
-/// A run that walks back: `o` is next to be undone, `s` after it.
-fn waiting_to_be_undone() -> World {
-    let mut world = world(|s| s.on_failure = OnFailure::Undo);
-    world.change("s");
-    world.change("o");
-    world.assign("p");
-    world.finish("p", failed(FailureKind::Permanent));
-    world
-}
-
-/// A run that is over but for `s`, which is done always.
-fn coming_last(build: fn(&mut World)) -> World {
-    let mut world = world(|s| s.always = true);
-    world.assign("o");
-    world.finish("o", failed(FailureKind::Permanent));
-    build(&mut world);
-    world
-}
-
-/// `s` in every state, in the order of the columns.
-fn states() -> Vec<(&'static str, World)> {
-    let in_state = |build: fn(&mut World)| {
-        let mut world = world(|_| {});
-        build(&mut world);
-        world
-    };
-    let walking = |build: fn(&mut World)| {
-        let mut world = walking_back();
-        build(&mut world);
-        world
-    };
-    let pending = {
-        let mut s = step("s", &[0]);
-        s.on_failure = OnFailure::Continue;
-        World::new(simple(vec![step("o", &[]), s]))
+fn groups() -> Vec<Group> {
+    let of_step = |heading, columns| Group {
+        heading,
+        columns,
+        name: columns::step_name,
+        has_event: |_| true,
+        has_command: |_| true,
+        is_beside: |event| match rows::about(event) {
+            About::Step(step) => step.as_str() != "s",
+            About::Phase | About::Milestone | About::Evidence => true,
+            About::Run => false,
+        },
     };
     vec![
-        ("pending", pending),
-        ("queued", in_state(|_| {})),
-        ("active", in_state(|w| drop(w.assign("s")))),
-        ("waiting", world(|s| common::waits(s, common::for_signal("go", None)))),
-        ("waiting (moment)", world(|s| common::waits(s, common::for_moment(600)))),
-        (
-            "asking",
-            in_state(|w| {
-                w.assign("s");
-                w.finish("s", failed(FailureKind::NeedsPerson));
-            }),
-        ),
-        ("succeeded", in_state(|w| drop(w.succeed("s")))),
-        (
-            "failed",
-            in_state(|w| {
-                w.assign("s");
-                w.finish("s", failed(FailureKind::Permanent));
-            }),
-        ),
-        ("skipped", world(|s| s.when = Some("false".to_owned()))),
-        (
-            "cancelled",
-            in_state(|w| {
-                w.assign("o");
-                w.command(&Command::Cancel { reason: "enough".to_owned(), force: false });
-            }),
-        ),
-        ("to be undone", waiting_to_be_undone()),
-        ("queued (undo)", walking(|_| {})),
-        ("active (undo)", walking(|w| drop(w.assign("s")))),
-        (
-            "asking (undo)",
-            walking(|w| {
-                w.assign("s");
-                w.finish("s", failed(FailureKind::Permanent));
-            }),
-        ),
-        ("undone", walking(|w| drop(w.succeed("s")))),
-        ("queued (last)", coming_last(|_| {})),
-        ("active (last)", coming_last(|w| drop(w.assign("s")))),
-        (
-            "asking (last)",
-            coming_last(|w| {
-                w.assign("s");
-                w.finish("s", failed(FailureKind::NeedsPerson));
-            }),
-        ),
-    ]
-}
-
-/// The name of the column that a step is in.
-fn name(run: &Run) -> String {
-    let i = run.step_index(&"s".into()).expect("s is in the plan");
-    let step = &run.steps[i];
-    if run.rollback.as_ref().is_some_and(|r| r.remaining.contains(&i)) && !run.awake.contains(&i) {
-        return "to be undone".to_owned();
-    }
-    let undo = if step.live_attempt().is_some_and(|(_, a)| a.purpose == Purpose::Undo) { " (undo)" } else { "" };
-    let last = if matches!(run.state, RunState::Finishing { .. }) { " (last)" } else { "" };
-    match &step.state {
-        StepState::Pending => "pending".to_owned(),
-        StepState::Queued { purpose: Purpose::Run, .. } => format!("queued{last}"),
-        StepState::Queued { purpose, .. } => format!("queued ({})", format!("{purpose:?}").to_lowercase()),
-        StepState::Active => format!("active{undo}{last}"),
-        StepState::Waiting { signal: Some(_), .. } => "waiting".to_owned(),
-        StepState::Waiting { signal: None, .. } => "waiting (moment)".to_owned(),
-        StepState::Asking { kind: QuestionKind::UndoFailed, .. } => "asking (undo)".to_owned(),
-        StepState::Asking { .. } => format!("asking{last}"),
-        StepState::Succeeded => "succeeded".to_owned(),
-        StepState::Failed { .. } => "failed".to_owned(),
-        StepState::Skipped { .. } => "skipped".to_owned(),
-        StepState::Cancelled => "cancelled".to_owned(),
-        StepState::Undone => "undone".to_owned(),
-    }
-}
-
-fn nexts(world: &World) -> Vec<(&'static str, StepNext)> {
-    let queued = |purpose| StepNext::Queued {
-        purpose,
-        not_before: world.now,
-        wake_at: world.now + SignedDuration::from_secs(900),
-        why: String::new(),
-    };
-    let asking = |kind| StepNext::Asking { question: "?".to_owned(), kind, remind_at: world.now };
-    let reason = || "because".to_owned();
-    vec![
-        ("queued", queued(Purpose::Run)),
-        ("queued (undo)", queued(Purpose::Undo)),
-        ("waiting", StepNext::Waiting { signal: Some("go".to_owned()), ends_at: None, wake_at: world.now }),
-        ("asking", asking(QuestionKind::NeedsPerson)),
-        ("asking (undo)", asking(QuestionKind::UndoFailed)),
-        ("succeeded", StepNext::Succeeded),
-        ("failed", StepNext::Failed { reason: reason() }),
-        ("skipped", StepNext::Skipped { reason: reason() }),
-        ("cancelled", StepNext::Cancelled),
-        ("undone", StepNext::Undone),
-    ]
-}
-
-/// The fence of the last attempt, or of one that never was.
-fn fence(world: &World) -> Fence {
-    let step = &world.run.steps[world.run.step_index(&"s".into()).expect("s is in the plan")];
-    let attempt = u32::try_from(step.attempts.len()).expect("few attempts").max(1);
-    Fence { step: "s".into(), attempt, agent: "infra-1".into(), instance: "infra-1-a".into() }
-}
-
-fn events(world: &World) -> Vec<(String, Event)> {
-    let id = || "s".into();
-    let Fence { attempt, .. } = fence(world);
-    let step = &world.run.steps[world.run.step_index(&id()).expect("s is in the plan")];
-    let purpose = if let StepState::Queued { purpose, .. } = &step.state { *purpose } else { Purpose::Run };
-    let mut all = Vec::new();
-    for (to, next) in nexts(world) {
-        all.push((format!("StepMoved → {to}"), Event::StepMoved { step: id(), next }));
-    }
-    for (to, next) in nexts(world) {
-        let (resolution, reason) = (Resolution::Retry, String::new());
-        let event = Event::StepResolved { step: id(), resolution, reason, output: None, next };
-        all.push((format!("StepResolved → {to}"), event));
-    }
-    let assigned = AttemptAssigned {
-        step: id(),
-        attempt: world.run.next_attempt(world.run.step_index(&id()).expect("s is in the plan")).expect("few attempts"),
-        purpose,
-        agent: "infra-1".into(),
-        instance: "infra-1-a".into(),
-        host: None,
-        dispatch_until: world.now,
-        ends_by: world.now + SignedDuration::from_secs(1),
-        with: Arc::new(json!({})),
-        undoes: None,
-    };
-    all.push(("AttemptAssigned".to_owned(), Event::AttemptAssigned(Box::new(assigned))));
-    let undo = Arc::new(json!("was"));
-    all.push(("AttemptPrepared".to_owned(), Event::AttemptPrepared { step: id(), attempt, undo }));
-    let status = StatusNote::default();
-    all.push(("StatusReported".to_owned(), Event::StatusReported { step: id(), attempt, status }));
-    all.push(("AttemptLost".to_owned(), Event::AttemptLost { step: id(), attempt }));
-    all.push(("AttemptFound".to_owned(), Event::AttemptFound { step: id(), attempt }));
-    let ends_by = world.now;
-    all.push(("AttemptExtended".to_owned(), Event::AttemptExtended { step: id(), attempt, ends_by }));
-    for (to, next) in nexts(world) {
-        let end = AttemptEnd::Unknown { ended_by: EndedBy::Clock };
-        all.push((format!("AttemptEnded → {to}"), Event::AttemptEnded { step: id(), attempt, end, next }));
-    }
-    let payload = Arc::new(json!({ "by": "hand" }));
-    all.push((
-        "SignalReceived".to_owned(),
-        Event::SignalReceived { signal: "go".to_owned(), payload, reason: String::new() },
-    ));
-    all.push(("QueueClocksRestarted".to_owned(), Event::QueueClocksRestarted));
-    all.push(("WallClockMoved".to_owned(), Event::WallClockMoved { ahead_ms: 3_600_000 }));
-    let subject = Subject::Step { step: id() };
-    all.push(("OwnerReminded".to_owned(), Event::OwnerReminded { subject, next_at: world.now }));
-    let Fence { step, attempt, agent, instance } = fence(world);
-    let stale = Event::ReportArrivedStale { step, attempt, agent, instance, report: json!({}) };
-    all.push(("ReportArrivedStale".to_owned(), stale));
-    all
-}
-
-fn commands(world: &World) -> Vec<(&'static str, Command)> {
-    let reason = || "because".to_owned();
-    let fence = || fence(world);
-    let finish = |outcome| Command::Finish { fence: fence(), outcome };
-    let resolve = |resolution| Command::ResolveStep { step: "s".into(), resolution, reason: reason(), output: None };
-    let instance = || "infra-1-a".into();
-    vec![
-        ("Assign", world.assignment("s", "infra-1-a")),
-        ("Prepare", Command::Prepare { fence: fence(), undo: Arc::new(json!("other")) }),
-        ("Finish: succeeded", finish(ok(json!({ "new": 1 })))),
-        ("Finish: failed, retry", finish(failed(FailureKind::Retry))),
-        ("Finish: failed, permanent", finish(failed(FailureKind::Permanent))),
-        ("Finish: failed, needs a person", finish(failed(FailureKind::NeedsPerson))),
-        ("Finish: cancelled", finish(Outcome::Cancelled { may_have_changed: false })),
-        ("Deny: busy", Command::Deny { fence: fence(), why: NotStarted::Busy }),
-        (
-            "ReportStatus",
-            Command::ReportStatus {
-                fence: fence(),
-                status: StatusNote { message: "new".to_owned(), ..StatusNote::default() },
+        of_step("A step of a run that goes on", columns::steps()),
+        of_step("A step of a run that is stopped", columns::stopped_steps()),
+        Group {
+            heading: "A run",
+            columns: columns::runs(),
+            name: columns::run_name,
+            has_event: |event| !matches!(rows::about(event), About::Step(_) | About::Evidence),
+            has_command: rows::is_to_the_run,
+            is_beside: |event| rows::about(event) != About::Run,
+        },
+        Group {
+            heading: "A phase",
+            columns: columns::phases(),
+            name: columns::phase_name,
+            has_event: |event| rows::about(event) == About::Phase,
+            has_command: |command| {
+                matches!(command, Command::Finish { .. } | Command::Resume { .. } | Command::Cancel { .. })
             },
-        ),
-        ("LoseInstance", Command::LoseInstance { instance: instance() }),
-        ("BuryInstance", Command::BuryInstance { instance: instance() }),
-        ("FollowWallClock", Command::FollowWallClock { ahead_ms: 3_600_000 }),
-        ("Cancel", Command::Cancel { reason: reason(), force: false }),
-        ("Cancel, forced", Command::Cancel { reason: reason(), force: true }),
-        ("Pause", Command::Pause { reason: reason() }),
-        ("AcceptLoss", Command::AcceptLoss),
-        ("Resume", Command::Resume { reason: reason() }),
-        (
-            "Signal",
-            Command::Signal {
-                signal: "go".to_owned(),
-                payload: Arc::new(json!({ "by": "hand" })),
-                reason: String::new(),
+            is_beside: |event| rows::about(event) != About::Phase,
+        },
+        Group {
+            heading: "A milestone",
+            columns: columns::milestones(),
+            name: columns::milestone_name,
+            has_event: |event| {
+                let over = matches!(event, Event::PhaseEnded { .. } | Event::RunEnded { .. });
+                over || rows::about(event) == About::Milestone
             },
-        ),
-        ("RetryStep", Command::RetryStep { step: "s".into(), reason: reason() }),
-        ("ResolveStep: succeeded", resolve(Resolution::Succeeded)),
-        ("ResolveStep: failed", resolve(Resolution::Failed)),
-        ("ResolveStep: retry", resolve(Resolution::Retry)),
-        ("ResolveStep: skip", resolve(Resolution::Skip)),
+            has_command: |command| matches!(command, Command::Finish { .. } | Command::Tick | Command::Cancel { .. }),
+            is_beside: |event| rows::about(event) != About::Milestone,
+        },
     ]
 }
 
 /// What the event comes to; `·`: corrupt.
-fn after_event(world: &World, event: &Event) -> String {
+fn after_event(world: &World, event: &Event, name: fn(&Run) -> String) -> String {
     let (mut run, before) = (world.run.clone(), name(&world.run));
     match run.apply(world.now, event) {
         Ok(_) if name(&run) == before => "stays".to_owned(),
@@ -298,13 +94,14 @@ fn after_event(world: &World, event: &Event) -> String {
 }
 
 /// What the command comes to; `·`: refused.
-fn after_command(world: &World, command: &Command) -> String {
-    let (mut after, before) = (world.clone(), name(&world.run));
+fn after_command(world: &World, later: i64, command: &Command, group: &Group) -> String {
+    let (mut after, before) = (world.clone(), (group.name)(&world.run));
+    after.now += SignedDuration::from_secs(later);
     match after.try_command(command) {
-        Ok(events) if events.is_empty() => "nothing".to_owned(),
-        Ok(events) if events.iter().all(|e| matches!(e, Event::ReportArrivedStale { .. })) => "stale".to_owned(),
-        Ok(_) if name(&after.run) == before => "stays".to_owned(),
-        Ok(_) => name(&after.run),
+        Ok(_) if (group.name)(&after.run) != before => (group.name)(&after.run),
+        Ok(events) if events.iter().any(|e| matches!(e, Event::ReportArrivedStale { .. })) => "stale".to_owned(),
+        Ok(events) if events.iter().all(group.is_beside) => "nothing".to_owned(),
+        Ok(_) => "stays".to_owned(),
         Err(Rejection::Broken(corrupt)) => panic!("{command:?}: {corrupt}"),
         Err(Rejection::Conflict { .. }) => "conflict".to_owned(),
         Err(Rejection::UnknownAttempt { .. } | Rejection::UnknownStep(_) | Rejection::UnknownSignal(_)) => {
@@ -314,23 +111,25 @@ fn after_command(world: &World, command: &Command) -> String {
     }
 }
 
-fn table(first: &str, columns: &[(&str, World)], rows: &[(String, Vec<String>)]) -> String {
-    let mut text = format!("| {first} |");
-    for (column, _) in columns {
-        write!(text, " {column} |").expect("a string takes everything");
-    }
-    text.push('\n');
-    text.push_str(&"|---".repeat(columns.len() + 1));
-    text.push_str("|\n");
-    for (row, cells) in rows {
-        writeln!(text, "| {row} | {} |", cells.join(" | ")).expect("a string takes everything");
-    }
-    text
+/// Rows by name: the same ones for each column.
+type Rows = Vec<(String, Vec<String>)>;
+
+fn event_rows(group: &Group) -> Rows {
+    let of = |world: &World| rows::events(world).into_iter().filter(|(_, event)| (group.has_event)(event));
+    let column = |world: &World| of(world).map(|(row, e)| (row, after_event(world, &e, group.name))).collect();
+    joined(group.columns.iter().map(|(_, world)| column(world)).collect())
 }
 
-/// Rows by name: the same ones for each column.
-fn rows(columns: Vec<Vec<(String, String)>>) -> Vec<(String, Vec<String>)> {
-    let mut rows: Vec<(String, Vec<String>)> = Vec::new();
+fn command_rows(group: &Group) -> Rows {
+    let of = |world: &World| rows::commands(world).into_iter().filter(|(_, _, command)| (group.has_command)(command));
+    let cell = |world: &World, (row, later, command): rows::Asked| {
+        (row.to_owned(), after_command(world, later, &command, group))
+    };
+    joined(group.columns.iter().map(|(_, world)| of(world).map(|asked| cell(world, asked)).collect()).collect())
+}
+
+fn joined(columns: Vec<Vec<(String, String)>>) -> Rows {
+    let mut rows: Rows = Vec::new();
     for column in columns {
         for (n, (row, cell)) in column.into_iter().enumerate() {
             if n == rows.len() {
@@ -344,23 +143,28 @@ fn rows(columns: Vec<Vec<(String, String)>>) -> Vec<(String, Vec<String>)> {
     rows
 }
 
-#[test]
-fn every_state_of_a_step_against_every_event_and_command_is_as_the_page_says() {
-    let states = states();
-    for (column, world) in &states {
-        assert_eq!(name(&world.run), *column, "{}", world.story());
+fn table(first: &str, columns: &[Column], rows: &Rows) -> String {
+    let mut text = format!("| {first} |");
+    for (column, _) in columns {
+        write!(text, " {column} |").expect("a string takes everything");
     }
-    let by_event = states
-        .iter()
-        .map(|(_, world)| events(world).into_iter().map(|(row, event)| (row, after_event(world, &event))).collect());
-    let by_command = states.iter().map(|(_, world)| {
-        commands(world).into_iter().map(|(row, command)| (row.to_owned(), after_command(world, &command))).collect()
-    });
-    let events = table("event", &states, &rows(by_event.collect()));
-    let commands = table("command", &states, &rows(by_command.collect()));
-    let tables = format!(
-        "<!-- tables: UPDATE=1 cargo test -p muster-engine --test table -->\n\n## Events\n\n{events}\n## Commands\n\n{commands}"
-    );
+    text.push('\n');
+    text.push_str(&"|---".repeat(columns.len() + 1));
+    text.push_str("|\n");
+    for (row, cells) in rows {
+        writeln!(text, "| {row} | {} |", cells.join(" | ")).expect("a string takes everything");
+    }
+    text
+}
+
+#[test]
+fn every_state_against_every_event_and_command_is_as_the_page_says() {
+    let mut tables = "<!-- tables: UPDATE=1 cargo test -p muster-engine --test table -->\n".to_owned();
+    for group in groups() {
+        let (events, commands) = (event_rows(&group), command_rows(&group));
+        let (events, commands) = (table("event", &group.columns, &events), table("command", &group.columns, &commands));
+        write!(tables, "\n## {}\n\n{events}\n{commands}", group.heading).expect("a string takes everything");
+    }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/state-machine.md");
     let page = std::fs::read_to_string(&path).expect("docs/state-machine.md is there");
     let (words, written) = page.split_once("<!-- tables").expect("the page has a place for the tables");
@@ -370,4 +174,80 @@ fn every_state_of_a_step_against_every_event_and_command_is_as_the_page_says() {
     }
     let hint = "docs/state-machine.md is not what the engine does: UPDATE=1 cargo test -p muster-engine --test table";
     assert_eq!(format!("<!-- tables{written}"), tables, "{hint}");
+}
+
+/// Each column is of the state that its head names, and no cell leads to a state that has none.
+#[test]
+fn the_tables_are_closed() {
+    let said = ["stays", "nothing", "stale", "conflict", "unknown", "·"];
+    let mut names = BTreeSet::new();
+    for group in groups() {
+        for (column, world) in &group.columns {
+            assert_eq!((group.name)(&world.run), *column, "{}", world.story());
+            assert!(names.insert((group.name as usize, (*column).to_owned())), "{column} is there twice");
+        }
+    }
+    for group in groups() {
+        for (row, cells) in event_rows(&group).into_iter().chain(command_rows(&group)) {
+            for cell in cells.iter().filter(|cell| !said.contains(&cell.as_str())) {
+                assert!(
+                    names.contains(&(group.name as usize, cell.clone())),
+                    "{row} leads to {cell}: no column has it"
+                );
+            }
+        }
+    }
+}
+
+/// What the pattern takes out of those that it fits.
+macro_rules! picked {
+    ($all:expr, $pattern:pat => $value:expr) => {
+        $all.into_iter().filter_map(|one| if let $pattern = one { Some($value) } else { None })
+    };
+}
+
+#[test]
+fn every_event_and_command_has_a_row() {
+    let (_, world) = columns::steps().swap_remove(0);
+    let events: Vec<_> = rows::events(&world).into_iter().map(|(_, event)| event).collect();
+    assert_all("the table of events", events.clone());
+    assert_all("how a run ends", picked!(events.clone(), Event::RunEnded { outcome, .. } => outcome));
+    assert_all("how a phase ends", picked!(events.clone(), Event::PhaseEnded { outcome, .. } => outcome));
+    assert_all("how a gate is judged", picked!(events, Event::GateJudged { verdict, .. } => verdict));
+
+    let nexts: Vec<_> = rows::nexts(&world).into_iter().map(|(_, next)| next).collect();
+    assert_all("where a step goes", nexts.clone());
+    assert_all("what a step is queued for", picked!(nexts.clone(), StepNext::Queued { purpose, .. } => purpose));
+    assert_all("what a step asks", picked!(nexts, StepNext::Asking { kind, .. } => kind));
+
+    let ends: Vec<_> = rows::ends().into_iter().map(|(_, end)| end).collect();
+    assert_all("how an attempt ends", ends.clone());
+    assert_all("how a report ends it", picked!(ends.clone(), AttemptEnd::Finished { outcome } => outcome));
+    assert_all("why it never started", picked!(ends.clone(), AttemptEnd::NotStarted { why } => why));
+    assert_all("how it ends unknown", picked!(ends, AttemptEnd::Unknown { ended_by } => ended_by));
+
+    let commands: Vec<_> = rows::commands(&world).into_iter().map(|(_, _, command)| command).collect();
+    assert_all("the table of commands", commands.clone());
+    let outcomes = || picked!(commands.clone(), Command::Finish { outcome, .. } => outcome);
+    assert_all("what is reported", outcomes());
+    assert_all("what is reported as failed", picked!(outcomes(), Outcome::Failed { kind, .. } => kind));
+    assert_all("what is denied", picked!(commands.clone(), Command::Deny { why, .. } => why));
+    assert_all("what is answered", picked!(commands, Command::ResolveStep { resolution, .. } => resolution));
+}
+
+#[test]
+fn every_state_has_a_column() {
+    let worlds: Vec<World> = groups().into_iter().flat_map(|group| group.columns).map(|(_, world)| world).collect();
+    assert_all("a column of a run", worlds.iter().map(|w| w.run.state.clone()));
+    let steps = || worlds.iter().map(|w| w.state("s").clone());
+    assert_all("a column of a step", steps());
+    assert_all("a column of a queued step", picked!(steps(), StepState::Queued { purpose, .. } => purpose));
+    assert_all("a column of a step that asks", picked!(steps(), StepState::Asking { kind, .. } => kind));
+    let live = |w: &World| w.run.steps[w.run.step_index(&"s".into())?].live_attempt().map(|(_, a)| a.purpose);
+    assert_all("a column of an active step", worlds.iter().filter_map(live));
+    let phases = || worlds.iter().flat_map(|w| w.run.phases.iter());
+    assert_all("a column of a phase", phases().map(|p| p.state));
+    let over = picked!(phases().map(|p| p.state), PhaseState::Ended(outcome) => outcome);
+    assert_all("a column of a phase that is over", over);
+    assert_all("a column of a milestone", phases().filter_map(|p| p.milestone.as_ref()).map(|m| m.state));
 }

@@ -335,7 +335,7 @@ impl Run {
     }
 
     fn rollback_started(&mut self, rollback: Rollback, touched: &mut Touched) -> Result<(), String> {
-        refuse(self.state == RunState::Running, "nothing has stopped the run")?;
+        refuse(self.does_steps(), "nothing has stopped the run")?;
         refuse(self.rollback.is_some(), "the walk back has begun already")?;
         refuse(self.live_steps().next().is_some(), "an attempt could be at work")?;
         self.state = RunState::RollingBack;

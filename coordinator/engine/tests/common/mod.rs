@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 pub mod moves;
+pub mod variants;
 
 use std::{collections::BTreeMap, sync::Arc};
 

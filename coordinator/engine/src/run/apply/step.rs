@@ -213,7 +213,8 @@ impl Run {
         };
         let fits = match next {
             StepNext::Queued { .. } if self.plan.steps[i].wait.is_some() => false,
-            StepNext::Queued { .. } | StepNext::Undone => undoes(next) == undoing,
+            StepNext::Queued { .. } => undoes(next) == undoing && (undoing || self.does_steps()),
+            StepNext::Undone => undoing,
             StepNext::Waiting { .. } => self.plan.steps[i].wait.is_some(),
             StepNext::Succeeded => !undoing || step.done,
             StepNext::Failed { .. } => true,
@@ -332,7 +333,8 @@ impl Run {
         let (i, n) = self.live(id, attempt)?;
         let undo = self.steps[i].attempts[n].purpose == Purpose::Undo;
         let fits = match next {
-            StepNext::Queued { .. } | StepNext::Asking { .. } | StepNext::Undone => undoes(next) == undo,
+            StepNext::Queued { .. } | StepNext::Asking { .. } => undoes(next) == undo && (undo || self.does_steps()),
+            StepNext::Undone => undo,
             StepNext::Succeeded | StepNext::Failed { .. } | StepNext::Cancelled => !undo,
             StepNext::Waiting { .. } | StepNext::Skipped { .. } => false,
         };
