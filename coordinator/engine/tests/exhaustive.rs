@@ -1,35 +1,41 @@
-//! Every order of reports, losses, duplicates, timeouts and cancellations, for every DAG of two and three steps, within a
-//! budget of things that go wrong. Invariants hold after every event (see `common`), and every state has a way out.
+//! Every order of what agents, the clock and people do to every DAG of up to three steps, of two attempts each, within the
+//! bounds below. Invariants hold after every command (see `common`), and every state has a way out without anything more going
+//! wrong. In every state, what is reported again, contradicts what is recorded, comes late (of an attempt that was lost, or
+//! has ended), is of another instance, or of an attempt that never was, is answered as it should be and changes nothing; none of
+//! this is bounded.
+//!
+//! What is bounded, since the states grow tenfold with each more, and the whole has to be done in two minutes:
+//! - how much goes wrong: failures, losses, denials, clocks that run out under an attempt, restarts of clocks, comebacks of
+//!   instances that hold nothing or too late; and how often a person steps in unasked. Answers to questions, and the end of a
+//!   pause, are not bounded. One step: three go wrong, or two and a person steps in once (twice with `undo`). Two steps, one
+//!   behind the other: two, and once; side by side: two, or one and once. Three steps: one, and once; or two (where not all of
+//!   them hang together, with `onFailure: undo` alone);
+//! - what a person does unasked with three steps: to cancel, to pause, to accept a loss, and not to retry or to resolve a step;
+//! - policies: all six of `onFailure` and `onCancel`, but for three steps that do not all hang together no `onCancel: undo` with
+//!   `onFailure: pause` or `continue`. Where nobody steps in, `onCancel` makes no difference;
+//! - ends and denials that are rare: for one step, and for one of three that wait;
+//! - the clock: it jumps to the next moment at which something changes, or to just before it. Times are compared by what they
+//!   decide (see `key`). Those plans have no deadline of their milestone and no timeout in the queue: plans of their own have,
+//!   and waits, gates, verification, and steps that are done always;
+//! - names: of DAGs that differ in the names of their steps alone one is taken, and steps that could change places are one
+//!   state.
 
 mod common;
+#[path = "exhaustive/key.rs"]
+mod key;
+#[path = "exhaustive/search.rs"]
+mod search;
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    io::Write as _,
-};
+use std::collections::BTreeSet;
 
-use common::{World, moves, phase, plan, step, verify};
+use common::{phase, plan, step, variants::Variants, verify};
 use muster_engine::{
     plan::{OnCancel, OnFailure, Plan, PlannedUndo, PlannedWait},
-    run::{Command, Rejection, state::StepState},
+    run::{Command, Event, Verdict},
 };
+use search::{Budget, Seen, explore};
 
-/// A state to be looked at: how it is, what may still go wrong, and how often a person may still cancel, pause or accept a loss.
-struct Visit {
-    world: World,
-    disturbances: u32,
-    cancels: u32,
-}
-
-/// How many distinct states were seen, and how many ends.
-#[derive(Default)]
-struct Seen {
-    states: usize,
-    moves: usize,
-    ends: usize,
-}
-
-/// All sets of edges `i → j` with `i < j`.
+/// Every DAG of so many steps, up to their names: what each step needs.
 fn dags(steps: usize) -> Vec<Vec<Vec<usize>>> {
     let pairs: Vec<_> = (0..steps).flat_map(|j| (0..j).map(move |i| (i, j))).collect();
     let dag = |bits: usize| {
@@ -41,232 +47,214 @@ fn dags(steps: usize) -> Vec<Vec<Vec<usize>>> {
         }
         needs
     };
-    (0..1 << pairs.len()).map(dag).collect()
+    // Up to three steps, a DAG is known by how many steps each of them needs, and is needed by.
+    let shape = |needs: &Vec<Vec<usize>>| {
+        let needed = |i| needs.iter().filter(|n| n.contains(&i)).count();
+        let mut shape: Vec<_> = (0..steps).map(|i| (needs[i].len(), needed(i))).collect();
+        shape.sort_unstable();
+        shape
+    };
+    let mut shapes = BTreeSet::new();
+    (0..1 << pairs.len()).map(dag).filter(|needs| shapes.insert(shape(needs))).collect()
 }
 
-fn planned(needs: &[Vec<usize>], on_failure: OnFailure, on_cancel: OnCancel) -> Plan {
+fn planned(needs: &[Vec<usize>], (on_failure, on_cancel): Policy) -> Plan {
     let mut steps: Vec<_> = needs.iter().enumerate().map(|(i, n)| step(["a", "b", "c"][i], n)).collect();
     for step in &mut steps {
         step.on_failure = on_failure;
         step.retry.max_attempts = 2;
     }
-    let mut plan = plan(vec![phase("only")], steps);
+    let mut only = phase("only");
+    only.deadline_ms = None;
+    let mut plan = plan(vec![only], steps);
     plan.on_cancel = on_cancel;
     plan
 }
 
-fn explore(plan: Plan, disturbances: u32, cancels: u32) -> Seen {
-    let mut seen = Seen::default();
-    let mut known = BTreeSet::new();
-    let mut open = VecDeque::from([Visit { world: World::new(plan), disturbances, cancels }]);
-    while let Some(visit) = open.pop_front() {
-        if !known.insert(key(&visit)) {
-            continue;
-        }
-        seen.states += 1;
-        if visit.world.ended().is_some() {
-            seen.ends += 1;
-            continue;
-        }
-        let before = open.len();
-        successors(&visit, &mut open, &mut seen);
-        assert!(open.len() > before, "there is no way out of this:\n{}", visit.world.story());
-    }
-    assert!(seen.ends > 0);
-    seen
+/// What the playbook says of failures and cancellations.
+type Policy = (OnFailure, OnCancel);
+
+const UNDO: Policy = (OnFailure::Undo, OnCancel::Undo);
+
+const POLICIES: [Policy; 6] = [
+    UNDO,
+    (OnFailure::Undo, OnCancel::Keep),
+    (OnFailure::Pause, OnCancel::Keep),
+    (OnFailure::Pause, OnCancel::Undo),
+    (OnFailure::Continue, OnCancel::Keep),
+    (OnFailure::Continue, OnCancel::Undo),
+];
+
+/// Without a cancellation, its policy makes no difference.
+const ON_FAILURE: [Policy; 3] = [UNDO, POLICIES[2], POLICIES[4]];
+
+const fn at_most(disturbances: u32, interventions: u32) -> Budget {
+    Budget { disturbances, interventions, rare: false }
 }
 
-fn successors(visit: &Visit, open: &mut VecDeque<Visit>, seen: &mut Seen) {
-    let (disturbances, cancels) = (visit.disturbances, visit.cancels);
-    let mut follow = |commands: Vec<Command>, disturbances, cancels| {
-        for command in commands {
-            let mut world = visit.world.clone();
-            seen.moves += 1;
-            match world.try_command(&command) {
-                Ok(events) if events.is_empty() => {}
-                Ok(_) => open.push_back(Visit { world, disturbances, cancels }),
-                Err(Rejection::Broken(corrupt)) => panic!("{command:?}: {corrupt}"),
-                Err(_) => {}
-            }
-        }
-    };
-    follow(moves::good(&visit.world), disturbances, cancels);
-    follow(moves::answers(&visit.world), disturbances, cancels);
-    if disturbances > 0 {
-        follow(moves::disturbances(&visit.world), disturbances - 1, cancels);
-    }
-    if cancels > 0 {
-        let reason = || "a person said so".to_owned();
-        let asked = vec![
-            Command::Cancel { reason: reason(), force: false },
-            Command::Cancel { reason: reason(), force: true },
-            Command::Pause { reason: reason() },
-            Command::AcceptLoss,
-        ];
-        follow(asked, disturbances, cancels - 1);
-    }
-    // The clock moves only where nothing else can happen soon, or when an attempt is to end by it.
-    let mut world = visit.world.clone();
-    if let Some(wake) = world.run.wake_up(world.now) {
-        world.now = wake.at.max(world.now);
-        seen.moves += 1;
-        world.tick();
-        let spent = u32::from(!moves::live(&visit.world.run).is_empty());
-        if disturbances >= spent {
-            open.push_back(Visit { world, disturbances: disturbances - spent, cancels });
-        }
-    }
-}
-
-/// Two states are the same when everything but the clock is.
-fn key(visit: &Visit) -> String {
-    use std::fmt::Write;
-    let run = &visit.world.run;
-    let places = visit.world.places().len();
-    let budget = (visit.disturbances, visit.cancels);
-    let state = std::mem::discriminant(&run.state);
-    let (paused, forced) = (run.pause.is_some(), run.cancel.as_ref().is_some_and(|c| c.force));
-    let mut key = format!(
-        "{budget:?}{places}{state:?}{paused}{forced}{}{:?}{}",
-        run.attempts_from, run.signals, run.wall_ahead_ms
-    );
-    for step in &run.steps {
-        let (kind, purpose) = match &step.state {
-            StepState::Queued { purpose, .. } => (0, Some(*purpose)),
-            StepState::Pending => (1, None),
-            StepState::Active => (2, None),
-            StepState::Asking { kind, .. } => (3 + *kind as u8, None),
-            StepState::Succeeded => (10, None),
-            StepState::Failed { .. } => (11, None),
-            StepState::Skipped { .. } => (12, None),
-            StepState::Cancelled => (13, None),
-            StepState::Undone => (14, None),
-            StepState::Waiting { .. } => (15, None),
-        };
-        write!(key, "|{kind}{purpose:?}{:?}{:?}", step.done_order, step.prepared.keys())
-            .expect("a string takes everything");
-        for attempt in &step.attempts {
-            write!(
-                key,
-                ";{:?}{}{:?}",
-                attempt.purpose,
-                attempt.lost_at.is_some(),
-                attempt.end.as_ref().map(|(_, e)| e)
-            )
-            .expect("a string takes everything");
-        }
-    }
-    if let Some(rollback) = &run.rollback {
-        write!(key, "{:?}", rollback.remaining).expect("a string takes everything");
-    }
-    key
-}
-
-/// Past the test's own output, which nobody sees of a test that passes: how much was looked at is a result.
-fn report(what: &str, seen: &Seen) {
-    let line = format!("{what}: {} distinct states, {} ends, {} moves\n", seen.states, seen.ends, seen.moves);
-    std::io::stderr().write_all(line.as_bytes()).expect("stderr takes everything");
+fn search(needs: &[Vec<usize>], policy: Policy, budget: Budget) -> Seen {
+    let (wrong, asked, rare) =
+        (budget.disturbances, budget.interventions, if budget.rare { " (rare too)" } else { "" });
+    explore(&format!("{needs:?} {policy:?} {wrong} wrong{rare}, {asked} unasked"), planned(needs, policy), budget)
 }
 
 #[test]
 fn one_step_alone() {
-    for on_failure in [OnFailure::Undo, OnFailure::Pause, OnFailure::Continue] {
-        for on_cancel in [OnCancel::Keep, OnCancel::Undo] {
-            for needs in dags(1) {
-                let seen = explore(planned(&needs, on_failure, on_cancel), 3, 2);
-                report(&format!("one step {on_failure:?} {on_cancel:?}"), &seen);
-                assert!(seen.states > 100, "the search has looked at too little");
-            }
+    let one = [vec![]];
+    for policy in POLICIES {
+        search(&one, policy, at_most(2, 1));
+        search(&one, policy, Budget { rare: true, ..at_most(1, 1) });
+    }
+    for policy in ON_FAILURE {
+        search(&one, policy, at_most(3, 0));
+    }
+    search(&one, UNDO, at_most(2, 2));
+    search(&one, UNDO, Budget { rare: true, ..at_most(2, 0) });
+}
+
+#[test]
+fn two_steps_one_behind_the_other() {
+    let needs = [vec![], vec![0]];
+    for policy in POLICIES {
+        search(&needs, policy, at_most(2, 1));
+    }
+}
+
+#[test]
+fn two_steps_side_by_side() {
+    let needs = [vec![], vec![]];
+    for policy in POLICIES {
+        search(&needs, policy, at_most(1, 1));
+    }
+    for policy in ON_FAILURE {
+        search(&needs, policy, at_most(2, 0));
+    }
+}
+
+/// Of three steps, whether none goes its way without the others.
+fn hangs_together(needs: &[Vec<usize>]) -> bool {
+    needs.concat().len() > 1
+}
+
+#[test]
+fn three_steps_that_hang_together_of_which_one_thing_goes_wrong() {
+    for needs in dags(3).iter().filter(|needs| hangs_together(needs)) {
+        for policy in POLICIES {
+            search(needs, policy, at_most(1, 1));
         }
     }
 }
 
 #[test]
-fn all_dags_of_two_steps() {
-    for needs in dags(2) {
-        // Two independent steps have by far the most orders; one thing that goes wrong is enough for most of their policies.
-        let chained = !needs[1].is_empty();
-        for on_failure in [OnFailure::Undo, OnFailure::Pause, OnFailure::Continue] {
-            for on_cancel in [OnCancel::Keep, OnCancel::Undo] {
-                let seen = explore(planned(&needs, on_failure, on_cancel), if chained { 2 } else { 1 }, 1);
-                report(&format!("{needs:?} {on_failure:?} {on_cancel:?}"), &seen);
-                assert!(seen.states > 100, "the search has looked at too little");
-            }
+fn three_steps_that_do_not_of_which_one_thing_goes_wrong() {
+    for needs in dags(3).iter().filter(|needs| !hangs_together(needs)) {
+        for policy in [UNDO, POLICIES[1], POLICIES[2], POLICIES[4]] {
+            search(needs, policy, at_most(1, 1));
         }
     }
 }
 
 #[test]
-fn all_dags_of_three_steps() {
-    for needs in dags(3) {
-        let cancels = u32::from(needs.iter().any(|n| !n.is_empty()));
-        let seen = explore(planned(&needs, OnFailure::Undo, OnCancel::Undo), 1, cancels);
-        report(&format!("{needs:?}"), &seen);
-        assert!(seen.states > 100, "the search has looked at too little");
-    }
-    for needs in dags(3).into_iter().filter(|needs| needs.iter().filter(|n| !n.is_empty()).count() == 2) {
-        for on_failure in [OnFailure::Pause, OnFailure::Continue] {
-            let seen = explore(planned(&needs, on_failure, OnCancel::Keep), 1, 1);
-            report(&format!("{needs:?} {on_failure:?} Keep"), &seen);
+fn three_steps_of_which_two_things_go_wrong() {
+    for needs in &dags(3) {
+        for policy in if hangs_together(needs) { &ON_FAILURE[..] } else { &[UNDO] } {
+            search(needs, *policy, at_most(2, 0));
         }
     }
+}
+
+#[test]
+fn there_are_two_dags_of_two_steps_and_six_of_three() {
+    assert_eq!([1, 2, 3].map(|steps| dags(steps).len()), [1, 2, 6]);
 }
 
 #[test]
 fn a_step_with_verification_and_one_with_an_undo_of_its_own() {
-    let mut plan = planned(&[vec![], vec![0]], OnFailure::Undo, OnCancel::Undo);
+    let mut plan = planned(&[vec![], vec![0]], UNDO);
     plan.steps[0].verify = Some(verify("output.fine", 10_000, 5_000));
     plan.steps[0].action.facts.idempotent = false;
     plan.steps[1].undo = PlannedUndo::Action { action: common::action("test.revert"), with: serde_json::json!({}) };
-    let seen = explore(plan, 2, 1);
-    report("verify, custom undo", &seen);
+    explore("verify, custom undo", plan, at_most(2, 1));
 }
 
 #[test]
-fn a_step_that_waits_for_a_signal_and_one_that_waits_for_a_time() {
-    let mut plan = planned(&[vec![], vec![0], vec![1]], OnFailure::Undo, OnCancel::Undo);
-    common::waits(&mut plan.steps[1], common::for_signal("go", Some(1_000_000)));
-    common::waits(&mut plan.steps[2], PlannedWait::For { ms: 60_000 });
-    let seen = explore(plan, 1, 1);
-    report("waits", &seen);
-    assert!(seen.states > 100, "the search has looked at too little");
+fn steps_that_give_up_their_wait_for_an_agent() {
+    for needs in dags(2) {
+        let chained = !needs[1].is_empty();
+        for policy in if chained { &ON_FAILURE[..] } else { &[UNDO] } {
+            let mut plan = planned(&needs, *policy);
+            plan.steps.iter_mut().for_each(|step| step.queue_timeout_ms = Some(600_000));
+            let budget = at_most(1, u32::from(chained));
+            let seen = explore(&format!("queue timeouts {needs:?} {policy:?}"), plan, budget);
+            assert!(seen.commands.contains("RestartQueueClocks"));
+        }
+    }
 }
 
 #[test]
 fn steps_that_wait_for_a_moment_while_the_wall_clock_is_set() {
-    let mut plan = planned(&[vec![], vec![0], vec![]], OnFailure::Undo, OnCancel::Undo);
+    let mut plan = planned(&[vec![], vec![0], vec![]], UNDO);
     common::waits(&mut plan.steps[1], common::for_moment(5_000));
     common::waits(&mut plan.steps[2], common::for_moment(60));
-    let seen = explore(plan, 2, 1);
-    report("moments", &seen);
-    assert!(seen.states > 100, "the search has looked at too little");
-}
-
-#[test]
-fn steps_that_are_done_whatever_happens() {
-    for on_failure in [OnFailure::Undo, OnFailure::Pause, OnFailure::Continue] {
-        let mut plan = planned(&[vec![], vec![0], vec![1]], on_failure, OnCancel::Undo);
-        plan.steps[1].always = true;
-        plan.steps[2].always = on_failure != OnFailure::Continue;
-        let seen = explore(plan, 1, 1);
-        report(&format!("always {on_failure:?}"), &seen);
-        assert!(seen.states > 100, "the search has looked at too little");
-    }
-    let mut plan = planned(&[vec![], vec![0]], OnFailure::Undo, OnCancel::Undo);
-    plan.steps[1].always = true;
-    plan.steps[1].action.facts.idempotent = false;
-    report("always, not idempotent", &explore(plan, 2, 2));
+    explore("moments", plan, at_most(2, 1));
 }
 
 #[test]
 fn steps_that_may_be_done_twice_at_once() {
-    let mut plan = planned(&[vec![], vec![0]], OnFailure::Undo, OnCancel::Undo);
+    let mut plan = planned(&[vec![], vec![0]], UNDO);
     plan.steps[1].action.facts.concurrent_safe = true;
     plan.steps[0].verify = Some(verify("output.fine", 10_000, 5_000));
     if let Some(verify) = &mut plan.steps[0].verify {
         verify.action.facts.concurrent_safe = true;
     }
-    let seen = explore(plan, 2, 1);
-    report("concurrent safe", &seen);
-    assert!(seen.states > 100, "the search has looked at too little");
+    explore("concurrent safe", plan.clone(), at_most(2, 0));
+    explore("concurrent safe, asked", plan, at_most(1, 1));
+}
+
+#[test]
+fn steps_that_are_done_whatever_happens() {
+    let mut plan = planned(&[vec![], vec![0]], UNDO);
+    plan.steps[1].always = true;
+    plan.steps[1].action.facts.idempotent = false;
+    explore("always, not idempotent", plan, at_most(2, 1));
+}
+
+/// A step that is verified, and one that waits for a signal and one for a time behind it.
+fn waiting() -> Plan {
+    let mut plan = planned(&[vec![], vec![0], vec![1]], UNDO);
+    plan.steps[0].queue_timeout_ms = Some(600_000);
+    common::waits(&mut plan.steps[1], common::for_signal("go", Some(1_000_000)));
+    common::waits(&mut plan.steps[2], PlannedWait::For { ms: 60_000 });
+    plan
+}
+
+/// Two phases with deadlines, of which the first has a gate that can't always be judged.
+fn phased(on_failure: OnFailure) -> Plan {
+    let steps = planned(&[vec![], vec![]], (on_failure, OnCancel::Keep)).steps;
+    let mut plan = plan(vec![phase("first"), phase("second")], steps);
+    (plan.steps[1].phase, plan.phases[0].steps, plan.phases[1].steps) = (1, vec![0], vec![1]);
+    plan.phases[0].gate = Some(common::gate(&["steps.a.output.by == 'hand' || inputs.environment == 'staging'"], &[]));
+    plan.phases[1].gate = Some(common::gate(&["steps.b.output.by == 'hand'"], &[]));
+    common::plan(plan.phases, plan.steps)
+}
+
+/// Whatever there is, is met by these together: what is new is not left out.
+#[test]
+fn waits_phases_gates_milestones_and_last_steps_meet_every_command_event_and_verdict() {
+    let mut all = vec![explore("waits", waiting(), Budget { rare: true, ..at_most(1, 1) })];
+    let mut moment = planned(&[vec![], vec![]], UNDO);
+    common::waits(&mut moment.steps[1], common::for_moment(60));
+    all.push(explore("a moment", moment, at_most(1, 1)));
+    for on_failure in [OnFailure::Undo, OnFailure::Pause, OnFailure::Continue] {
+        all.push(explore(&format!("phases {on_failure:?}"), phased(on_failure), at_most(1, 1)));
+        let mut plan = planned(&[vec![], vec![0], vec![1]], (on_failure, OnCancel::Undo));
+        plan.steps[1].always = true;
+        plan.steps[2].always = on_failure != OnFailure::Continue;
+        all.push(explore(&format!("always {on_failure:?}"), plan, at_most(1, 1)));
+    }
+    let met = |of: fn(&Seen) -> &BTreeSet<&'static str>| all.iter().flat_map(of).copied().collect::<BTreeSet<_>>();
+    let every = |all: &[&'static str]| all.iter().copied().collect::<BTreeSet<_>>();
+    assert_eq!(met(|seen| &seen.commands), every(Command::ALL));
+    assert_eq!(met(|seen| &seen.events), every(Event::ALL));
+    assert_eq!(met(|seen| &seen.verdicts), every(Verdict::ALL));
 }

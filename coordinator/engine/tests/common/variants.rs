@@ -19,6 +19,9 @@ pub trait Variants {
 
     /// The name of this one.
     fn variant(&self) -> &'static str;
+
+    /// The place of this one among them.
+    fn place(&self) -> u8;
 }
 
 macro_rules! variants {
@@ -29,6 +32,13 @@ macro_rules! variants {
             fn variant(&self) -> &'static str {
                 match self {
                     $(Self::$variant { .. } => stringify!($variant),)+
+                }
+            }
+
+            fn place(&self) -> u8 {
+                enum Place { $($variant),+ }
+                match self {
+                    $(Self::$variant { .. } => Place::$variant as u8,)+
                 }
             }
         })+
