@@ -22,6 +22,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(arguments: Vec<String>) -> Result<(), Box<dyn Error>> {
+    tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr).init();
     let [url, name, host, shared, data_dir] = &arguments[..] else {
         return Err("usage: fault-agent URL NAME HOST SHARED DATA".into());
     };
@@ -152,7 +153,10 @@ struct Append(Shared);
 #[async_trait::async_trait]
 impl Action for Append {
     fn spec(&self) -> ActionSpec {
-        ActionSpec::new("ledger.append", "1.0.0")
+        let mut spec = ActionSpec::new("ledger.append", "1.0.0");
+        // Whoever is told to may write the ledger.
+        spec.scope = Scope::Target;
+        spec
     }
 
     async fn run(&self, _: &Context, with: &Value) -> Result<Done, ActionError> {

@@ -8,7 +8,7 @@ use muster_proto::v1::{StartRunRequest, run_service_client::RunServiceClient, st
 use serde_json::{Value, json};
 use tonic::{Code, Request, metadata::AsciiMetadataValue, transport::Endpoint};
 
-use crate::harness::House;
+use crate::harness::{House, block_on};
 
 const FLOOD: usize = 20_000;
 const STARTS: usize = 2_000;
@@ -27,10 +27,6 @@ fn cluster(house: &House) -> Result<String> {
     let lives = std::fs::read_to_string(house.system.data_dir().join("cluster"))?;
     let life: Value = serde_json::from_str(lives.lines().last().context("a life")?)?;
     Ok(life["cluster"].as_str().context("an id")?.to_owned())
-}
-
-fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?.block_on(work)
 }
 
 #[test]

@@ -114,25 +114,44 @@ impl House {
         Ok(self.system.events(run)?.iter().map(Value::to_string).collect())
     }
 
-    /// No attempt was begun that the journal does not know, and what it calls done was done.
+    /// No attempt was begun that the journal does not know, what it calls done was done, and what it calls undone was undone.
     pub(crate) fn agrees(&self, run: &str) -> Result<()> {
-        let (mut assigned, mut done) = (BTreeMap::new(), BTreeMap::new());
+        let mut steps: BTreeMap<String, Told> = BTreeMap::new();
+        let mut purposes = BTreeMap::new();
         for event in self.system.events(run)? {
-            let step = event["step"].as_str().unwrap_or_default().to_owned();
+            let Some(step) = event["step"].as_str() else { continue };
+            let told = steps.entry(step.to_owned()).or_default();
+            let attempt = (step.to_owned(), event["detail"]["attempt"].to_string());
             match event["type"].as_str() {
-                Some("attempt_assigned") => *assigned.entry(step).or_insert(0) += 1,
-                Some("attempt_ended")
-                    if event["detail"]["end"]["outcome"]["result"] == "succeeded"
-                        && event["detail"]["next"]["to"] != "undone" =>
-                {
-                    *done.entry(step).or_insert(0) += 1;
+                Some("attempt_assigned") => {
+                    told.assigned += 1;
+                    purposes.insert(attempt, event["detail"]["purpose"].as_str().unwrap_or_default().to_owned());
+                }
+                Some("attempt_ended") => {
+                    let purpose = purposes.get(&attempt).context("an attempt ends that was never assigned")?;
+                    told.ended(purpose, &event["detail"]["end"]["outcome"]);
                 }
                 _ => {}
             }
         }
-        for (step, attempts) in assigned {
-            let begun = self.count("begin", run, &step);
-            ensure!(begun <= attempts, "{step} was begun {begun} times, assigned {attempts} times");
+        ensure!(steps.values().any(|told| told.assigned > 0), "the journal knows of no attempt of {run}");
+        for (step, told) in steps {
+            self.agrees_with(run, &step, &told).with_context(|| format!("{step}: {told:?}"))?;
+        }
+        Ok(())
+    }
+
+    fn agrees_with(&self, run: &str, step: &str, told: &Told) -> Result<()> {
+        let seen = |what: &str| self.count(what, run, step);
+        ensure!(seen("begin") <= told.assigned, "it was begun {} times", seen("begin"));
+        ensure!(seen("end") >= told.done, "it was done {} times", seen("end"));
+        ensure!(told.found == 0 || seen("begin") > 0, "it was found done, and nobody has begun it");
+        ensure!(seen("undo") >= told.undone, "it was undone {} times", seen("undo"));
+        // Only a `ledger.put` checks, and only that leaves something behind.
+        if seen("check") > 0
+            && let Some(there) = told.there
+        {
+            ensure!(self.is_put(run, step) == there, "its work is {}", if there { "not there" } else { "still there" });
         }
         Ok(())
     }
@@ -157,5 +176,38 @@ impl House {
         let errors: Vec<&str> = log.lines().filter(|line| line.contains("ERROR")).collect();
         ensure!(errors.is_empty(), "{errors:#?}");
         Ok(())
+    }
+}
+
+/// Talk to the bus from a test.
+pub(crate) fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?.block_on(work)
+}
+
+/// What the journal says of a step.
+#[derive(Debug, Default)]
+struct Told {
+    assigned: usize,
+    /// So many attempts did it,
+    done: usize,
+    /// so many found it done,
+    found: usize,
+    /// and so many took it back.
+    undone: usize,
+    /// Whether the last of these left it done.
+    there: Option<bool>,
+}
+
+impl Told {
+    fn ended(&mut self, purpose: &str, outcome: &Value) {
+        let unchanged = outcome["unchanged"] == true;
+        let count = match (outcome["result"].as_str(), purpose) {
+            (Some("succeeded"), "run") if !unchanged => &mut self.done,
+            (Some("succeeded"), "run" | "probe") => &mut self.found,
+            (Some("succeeded"), "undo") => &mut self.undone,
+            _ => return,
+        };
+        *count += 1;
+        self.there = Some(purpose != "undo");
     }
 }

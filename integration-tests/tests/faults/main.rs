@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod agents;
+mod bus;
 mod floods;
 mod harness;
 mod machine;
