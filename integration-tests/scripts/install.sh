@@ -20,6 +20,7 @@ need openssl     openssl           "an independent look at certificates"
 need curl        curl              "an independent look at HTTP"
 need strace      strace            "proves that nothing is sent before it is synced"
 need faketime    faketime          "sets the clock of one process"
+need unshare     util-linux        "gives a test a small disk of its own"
 need jq          jq                "reads JSON in the walk through the API"
 need python3     python3           "runs a stranger's agent"
 python3 -c 'import venv, ensurepip' 2>/dev/null || { echo "install: python3-venv — a place of its own for Python packages"; missing+=(python3-venv); }

@@ -51,7 +51,7 @@ impl System {
     pub fn start_under(wrapper: &[&str]) -> Result<Self> {
         let nats = NatsServer::start().context("nats-server does not start: apt-get install nats-server")?;
         let mut system = Self::before(tempfile::tempdir()?, nats)?;
-        system.wrapper = wrapper.iter().map(|&w| w.to_owned()).collect();
+        system.wrap(wrapper);
         system.start_coordinator()?;
         Ok(system)
     }
@@ -98,6 +98,20 @@ impl System {
     /// # Errors
     /// When it does not answer in time.
     pub fn start_coordinator(&mut self) -> Result<()> {
+        self.launch_coordinator()?;
+        self.wait_coordinator()
+    }
+
+    /// From its next start on the coordinator is started by another program, whose first words these are.
+    pub fn wrap(&mut self, wrapper: &[&str]) {
+        self.wrapper = wrapper.iter().map(|&w| w.to_owned()).collect();
+    }
+
+    /// Start the coordinator (again) without waiting for an answer.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn launch_coordinator(&mut self) -> Result<()> {
         let muster = binary("muster", "muster");
         let mut words = self.wrapper.clone();
         words.push(muster.display().to_string());
@@ -107,7 +121,16 @@ impl System {
             .args(["serve", "--nats", &self.nats_url, "--listen", &self.listen, "--data-dir"])
             .arg(self.data_dir())
             .args(&self.serve);
-        let mut process = Process::start("coordinator", self.dir.path(), &mut command)?;
+        self.coordinator = Some(Process::start("coordinator", self.dir.path(), &mut command)?);
+        Ok(())
+    }
+
+    /// Wait until a coordinator that was launched answers.
+    ///
+    /// # Errors
+    /// When it does not in time, or has ended.
+    pub fn wait_coordinator(&mut self) -> Result<()> {
+        let mut process = self.coordinator.take().context("no coordinator was launched")?;
         wait_for("the coordinator answers", SOON, || {
             ensure!(process.is_running(), "it has ended:\n{}", tail(&process.output()));
             Ok(self.cli(&["agent", "list"]).is_ok_and(|o| o.status.success()).then_some(()))

@@ -142,6 +142,13 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// The disk is full, or a quota is: there is nothing to mend, and it can be tried again.
+    pub fn is_no_room(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if disk::is_no_room(source))
+    }
+}
+
 fn list(losses: &[Loss]) -> String {
     losses.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }

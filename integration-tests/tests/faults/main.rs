@@ -5,6 +5,7 @@
 
 mod agents;
 mod bus;
+mod disk;
 mod floods;
 mod harness;
 mod machine;

@@ -171,9 +171,14 @@ fn cannot_serve(error: &api::ServeError) -> CliError {
 async fn open_journal(data_dir: &Path, accept_loss: bool) -> Result<Arc<LogJournal>> {
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir);
     made.map_err(|e| CliError::file(data_dir, "make", &e))?;
-    let path = data_dir.to_owned();
-    let options = LogOptions { accept_loss, ..LogOptions::default() };
-    let (journal, opening) = blocking(move || LogJournal::open(&path, options)).await?.map_err(|e| not_opened(&e))?;
+    let (journal, opening) = loop {
+        let path = data_dir.to_owned();
+        let options = LogOptions { accept_loss, ..LogOptions::default() };
+        match blocking(move || LogJournal::open(&path, options)).await? {
+            Err(e) if e.is_no_room() => room(data_dir, &chain(&e)).await,
+            opened => break opened.map_err(|e| not_opened(&e))?,
+        }
+    };
     for loss in &opening.losses {
         error!(%loss, "records are lost");
     }
@@ -181,6 +186,24 @@ async fn open_journal(data_dir: &Path, accept_loss: bool) -> Result<Arc<LogJourn
         warn!(bytes = opening.cut_bytes, "an append that nobody was answered for was cut off the log's end");
     }
     Ok(Arc::new(journal))
+}
+
+/// A start waits for room, as everything does while serving: until more is free than there was, or for a minute, since a quota
+/// shows only to who writes.
+async fn room(data_dir: &Path, why: &str) {
+    let free = || rustix::fs::statvfs(data_dir).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+    let before = free();
+    warn!(
+        why,
+        free_kib = before >> 10,
+        "no room to start: it waits until more is free on the disk of the data directory"
+    );
+    for _ in 0..60 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if free() > before {
+            return;
+        }
+    }
 }
 
 /// Why there is no journal.
@@ -191,16 +214,23 @@ pub(super) fn not_opened(error: &OpenError) -> CliError {
         OpenError::Version { .. } => {
             ("JOURNAL_NEWER", "start the newer version\nor restore the backup that was made before the upgrade")
         }
+        OpenError::Io { .. } if error.is_no_room() => {
+            ("NO_ROOM", "make room on the disk of the data directory (64 MiB will do), and try again")
+        }
         OpenError::Io { .. } => ("JOURNAL_UNREADABLE", "look at the folder's owner, mode and disk"),
     };
     CliError::failed(reason, chain(error)).hint(hint)
 }
 
 async fn open_store(data_dir: &Path, journal: &LogJournal) -> Result<Arc<Store>> {
-    let (path, cluster, head) = (data_dir.join("store"), journal.cluster().to_owned(), journal.head().position);
-    let (store, opening) = blocking(move || Store::open(&path, &cluster, head))
-        .await?
-        .map_err(|e| no_store(&e, chain(&e)).at(data_dir.join("store").display().to_string()))?;
+    let folder = data_dir.join("store");
+    let (store, opening) = loop {
+        let (path, cluster, head) = (folder.clone(), journal.cluster().to_owned(), journal.head().position);
+        match blocking(move || Store::open(&path, &cluster, head)).await? {
+            Err(e @ StoreError::NoRoom { .. }) => room(data_dir, &chain(&e)).await,
+            opened => break opened.map_err(|e| no_store(&e, chain(&e)).at(folder.display().to_string()))?,
+        }
+    };
     if let Opening::Rebuilt { why } = opening {
         warn!(why, "the store is rebuilt from the journal");
     }
