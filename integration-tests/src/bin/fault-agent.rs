@@ -27,7 +27,9 @@ async fn run(arguments: Vec<String>) -> Result<(), Box<dyn Error>> {
         return Err("usage: fault-agent URL NAME HOST SHARED DATA".into());
     };
     let shared = Shared(shared.into());
-    let actions: [Arc<dyn Action>; 2] = [Arc::new(Put(shared.clone())), Arc::new(Append(shared))];
+    let put = |name, concurrent_safe| Put { shared: shared.clone(), name, concurrent_safe };
+    let actions: [Arc<dyn Action>; 3] =
+        [Arc::new(put("ledger.put", false)), Arc::new(put("ledger.race", true)), Arc::new(Append(shared.clone()))];
     let config = WorkerConfig {
         namespace: "default".to_owned(),
         agent: name.clone(),
@@ -95,22 +97,27 @@ fn put_whole(path: &Path, content: &str) -> Result<(), ActionError> {
         .map_err(|e| ActionError::permanent(e.to_string()))
 }
 
-/// Idempotent, checkable, undoable: makes a file of a name.
-struct Put(Shared);
+/// Idempotent, checkable, undoable: makes a file of a name; perhaps beside another one that does the same.
+struct Put {
+    shared: Shared,
+    name: &'static str,
+    concurrent_safe: bool,
+}
 
 #[async_trait::async_trait]
 impl Action for Put {
     fn spec(&self) -> ActionSpec {
-        let mut spec = ActionSpec::new("ledger.put", "1.0.0");
+        let mut spec = ActionSpec::new(self.name, "1.0.0");
         (spec.idempotent, spec.checkable, spec.undoable, spec.scope) = (true, true, true, Scope::Target);
+        spec.concurrent_safe = self.concurrent_safe;
         spec
     }
 
     async fn check(&self, _: &Context, with: &Value) -> Result<Checked, ActionError> {
         let params = Params::read(with)?;
-        self.0.write("check", &params)?;
-        self.0.hold("check").await;
-        Ok(if self.0.state(&params).exists() {
+        self.shared.write("check", &params)?;
+        self.shared.hold("check").await;
+        Ok(if self.shared.state(&params).exists() {
             Checked::Satisfied(Done::default())
         } else {
             Checked::Different { diff: "the file is missing".to_owned() }
@@ -118,31 +125,31 @@ impl Action for Put {
     }
 
     async fn prepare(&self, _: &Context, with: &Value) -> Result<Value, ActionError> {
-        self.0.write("prepare", &Params::read(with)?)?;
-        self.0.hold("prepare").await;
+        self.shared.write("prepare", &Params::read(with)?)?;
+        self.shared.hold("prepare").await;
         Ok(json!({}))
     }
 
     async fn run(&self, _: &Context, with: &Value) -> Result<Done, ActionError> {
         let params = Params::read(with)?;
-        self.0.write("begin", &params)?;
-        self.0.hold("run").await;
-        put_whole(&self.0.state(&params), "there")?;
-        self.0.hold("done").await;
-        self.0.write("end", &params)?;
+        self.shared.write("begin", &params)?;
+        self.shared.hold("run").await;
+        put_whole(&self.shared.state(&params), "there")?;
+        self.shared.hold("done").await;
+        self.shared.write("end", &params)?;
         failed(&params)
     }
 
     async fn undo(&self, _: &Context, with: &Value, _: &Value) -> Result<Done, ActionError> {
         let params = Params::read(with)?;
-        self.0.write("undo", &params)?;
-        self.0.hold("undo").await;
-        match fs::remove_file(self.0.state(&params)) {
+        self.shared.write("undo", &params)?;
+        self.shared.hold("undo").await;
+        match fs::remove_file(self.shared.state(&params)) {
             Ok(()) => {}
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => return Err(ActionError::permanent(e.to_string())),
         }
-        self.0.hold("undone").await;
+        self.shared.hold("undone").await;
         Ok(Done::default())
     }
 }

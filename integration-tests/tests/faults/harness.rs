@@ -85,7 +85,7 @@ impl House {
         self.shared.join(format!("state-{run}-{step}")).exists()
     }
 
-    /// Steps one after another; each is `(id, action, more of its keys, more of its parameters)`.
+    /// Steps one after another; each is `(id, action, more of its keys, more of its parameters)`. 5 s each where `timeout` is no key.
     pub(crate) fn run_of(&self, steps: &[(&str, &str, &str, &str)]) -> Result<String> {
         let mut yaml = String::from(
             "apiVersion: muster.dev/v1\nkind: Playbook\nmetadata: {name: faults, owner: ops}\nspec:\n  phases:\n    - id: all\n      milestone: Done\n      steps:\n",
@@ -93,9 +93,10 @@ impl House {
         let mut before = None;
         for (id, action, keys, params) in steps {
             let needs = before.map(|b| format!(", needs: [{b}]")).unwrap_or_default();
+            let timeout = if keys.contains("timeout:") { "" } else { ", timeout: 5s" };
             writeln!(
                 yaml,
-                "        - {{id: {id}{needs}, agent: {{role: fault}}, action: {action}, timeout: 5s{keys}, with: {{run: \"{{{{ run.id }}}}\", step: {id}{params}}}}}"
+                "        - {{id: {id}{needs}, agent: {{role: fault}}, action: {action}{timeout}{keys}, with: {{run: \"{{{{ run.id }}}}\", step: {id}{params}}}}}"
             )?;
             before = Some(id);
         }
@@ -147,7 +148,7 @@ impl House {
         ensure!(seen("end") >= told.done, "it was done {} times", seen("end"));
         ensure!(told.found == 0 || seen("begin") > 0, "it was found done, and nobody has begun it");
         ensure!(seen("undo") >= told.undone, "it was undone {} times", seen("undo"));
-        // Only a `ledger.put` checks, and only that leaves something behind.
+        // Only what checks leaves something behind.
         if seen("check") > 0
             && let Some(there) = told.there
         {
