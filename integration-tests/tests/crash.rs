@@ -7,7 +7,7 @@ use std::{
     fs::{self, Permissions},
     os::unix::fs::PermissionsExt as _,
     path::PathBuf,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -21,6 +21,8 @@ use sha2::{Digest as _, Sha256};
 const LONG: Duration = Duration::from_secs(120);
 const KILLS: u32 = 200;
 const KILLS_A_RUN: u32 = 4;
+/// Of so many kills one comes while the coordinator starts.
+const KILLS_A_START: u32 = 5;
 
 /// What steps really did: one line at the beginning of each try, one at its end.
 struct Ledger {
@@ -159,15 +161,27 @@ fn the_coordinator_is_killed_at_200_random_moments_of_busy_runs() -> Result<()> 
     let ledger = Ledger::new(&system)?;
     system.start_agent("infra-1", "infra", &["--slots", "8", "--allow", path(&ledger.allow)?])?;
     let playbook = system.submit(&playbook("busy", 12, "quick"))?;
-    let mut runs = Vec::new();
+    let (mut runs, mut start_ms) = (Vec::new(), 200);
     for kill in 0..KILLS {
         if kill % KILLS_A_RUN == 0 {
             runs.push(system.start_run(&playbook)?);
         }
-        std::thread::sleep(Duration::from_millis(random.below(200)));
+        if kill % KILLS_A_START == 0 && kill > 0 {
+            // One that has not begun to serve: it reads its log, and takes its runs up.
+            system.kill_coordinator()?;
+            system.launch_coordinator()?;
+            std::thread::sleep(Duration::from_millis(random.below(start_ms)));
+        } else {
+            std::thread::sleep(Duration::from_millis(random.below(200)));
+        }
         system.kill_coordinator()?;
+        let launched = Instant::now();
         system.start_coordinator()?;
+        start_ms = u64::try_from(launched.elapsed().as_millis())?.max(1);
     }
+    let served = system.coordinator.as_ref().context("it runs")?.output().matches(" serving ").count();
+    let cut_off = usize::try_from(1 + KILLS + (KILLS - 1) / KILLS_A_START)? - served;
+    ensure!(cut_off >= 10, "only {cut_off} starts were cut off, again with SEED={}", random.seed);
     for run in &runs {
         system.wait_run(run, &["SUCCEEDED"], LONG).with_context(|| format!("again with SEED={}", random.seed))?;
         ledger.agrees_with(run, &system.events(run)?)?;
