@@ -1,11 +1,6 @@
 //! A disk that is really full: a small tmpfs in a user namespace of its own.
 
-use std::{
-    fs,
-    path::Path,
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use muster_coordinator::journal::{
     Journal as _, Position, StreamAppend, StreamId,
@@ -14,27 +9,27 @@ use muster_coordinator::journal::{
 };
 use tempfile::TempDir;
 
-use crate::{say, this_program, writer};
+use crate::{this_program, writer};
 
 const WITHIN: Duration = Duration::from_secs(30);
 
 pub(crate) fn a_full_disk_is_waited_for() {
-    on_a_disk_of(
-        "1m",
-        "full-disk",
-        "that a full disk is waited for is tested with one that only says so (journal::log)",
-    );
+    on_a_disk_of("1m", "full-disk");
 }
 
 /// Run a part of this program on a file system of its own.
-pub(crate) fn on_a_disk_of(size: &str, part: &str, otherwise: &str) {
+///
+/// # Panics
+/// When none can be had: then nothing is shown.
+pub(crate) fn on_a_disk_of(size: &str, part: &str) {
     let place = TempDir::new().expect("a directory");
     let mount = format!("mount -t tmpfs -o size={size} none \"$0\"");
-    let can_mount = unshare(&mount).arg(place.path()).stderr(Stdio::null()).status();
-    if !can_mount.is_ok_and(|status| status.success()) {
-        say(&format!("no tmpfs can be mounted in a user namespace here; {otherwise}"));
-        return;
-    }
+    let tried = unshare(&mount).arg(place.path()).output().expect("unshare is missing: apt-get install util-linux");
+    let why = String::from_utf8_lossy(&tried.stderr);
+    assert!(
+        tried.status.success(),
+        "no tmpfs can be mounted in a user namespace: {why}\nallow these: sysctl kernel.unprivileged_userns_clone=1 (and kernel.apparmor_restrict_unprivileged_userns=0)"
+    );
     let mut there = unshare(&format!("{mount} && exec \"$1\" {part} \"$0\""));
     let status = there.arg(place.path()).arg(this_program().get_program()).status().expect("unshare was there");
     assert!(status.success(), "{status}");

@@ -27,11 +27,7 @@ const WITHIN: Duration = Duration::from_secs(30);
 const LITTLE: u64 = 48 << 10;
 
 pub(crate) fn a_store_outlives_a_full_disk() {
-    on_a_disk_of(
-        "32m",
-        "full-store",
-        "what a full disk does to lists is tested with one that only says so (driver::store)",
-    );
+    on_a_disk_of("32m", "full-store");
 }
 
 /// Without room kept free, so that sled itself meets the end of the disk: in its log, and, where a playbook is large, in a
