@@ -88,7 +88,10 @@ fn a_coordinator_that_is_killed_on_a_full_disk_waits_for_room_and_goes_on() -> R
         // Nobody hears of it yet.
         house.wait_word("end", run, "s", 1)?;
     }
-    wait_for("the start says for what it waits", SOON, || Ok(house.log()?.contains("no room to start").then_some(())))?;
+    wait_for("the start has no room for its first file, and says so", SOON, || {
+        let log = house.log()?;
+        Ok(log.lines().any(|line| line.contains("no room to start") && line.contains("/HEAD")).then_some(()))
+    })?;
     house.system.kill_coordinator()?;
     house.system.launch_coordinator()?;
     disk.make_room(&house)?;
