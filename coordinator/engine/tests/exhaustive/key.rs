@@ -242,6 +242,7 @@ impl Key {
             lost_at,
             status,
             end,
+            reported_late,
         } = attempt;
         self.number(*number);
         self.variant(purpose);
@@ -250,6 +251,10 @@ impl Key {
         self.number(undoes.unwrap_or(0));
         self.flag(lost_at.is_some());
         self.flag(status.is_some());
+        self.flag(reported_late.is_some());
+        if let Some((_, outcome)) = reported_late {
+            self.outcome(outcome);
+        }
         let Some((_, end)) = end else {
             let clock = timeout::ends_by(*dispatch_until, timeout_ms);
             let may_be_sent = now < *dispatch_until;
