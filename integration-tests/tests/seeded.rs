@@ -47,7 +47,7 @@ const FAULTS: &[Fault] = &[
         file: "run/outstanding.rs",
         find: "            StepState::Active => step.live_attempt().map(|(_, a)| (a.ends_by, Due::Clock(i))),",
         plant: "            StepState::Active => None,",
-        red: ("exhaustive", "all_dags_of_two_steps"),
+        red: ("exhaustive", "two_steps_one_behind_the_other"),
     },
     Fault {
         what: "forget a wake-up: nobody looks at a backoff that is over",
@@ -61,7 +61,7 @@ const FAULTS: &[Fault] = &[
         file: "run/decide/progress.rs",
         find: "        if run.live_steps().next().is_some() {\n            return Vec::new();\n        }\n        return vec![\n            begin_walk_back",
         plant: "        return vec![\n            begin_walk_back",
-        red: ("exhaustive", "all_dags_of_two_steps"),
+        red: ("exhaustive", "two_steps_side_by_side"),
     },
     Fault {
         what: "do again what may have run and must not be done twice",
