@@ -1,6 +1,6 @@
 //! A service with two sides, blue and green: one takes the requests, the other is the next release or the last one.
 
-use muster_agent::{ActionError, Context, allow::Allow};
+use muster_agent::{ActionError, Context, allow::Allow, guard};
 use muster_kit::{
     bound::within,
     http::{Answer, Asker, Target},
@@ -133,7 +133,7 @@ impl Program {
         if ended.code == 0 {
             return Ok(());
         }
-        let ended = process::ended(ended.code, &ended.stderr);
+        let ended = guard::ended(ended.code, &ended.stderr);
         Err(ActionError::permanent(format!("command {:?} for {side} {ended}", self.command)))
     }
 }

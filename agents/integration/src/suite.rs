@@ -10,7 +10,11 @@ use std::{
 };
 
 use async_trait::async_trait;
-use muster_agent::{Action, ActionError, ActionSpec, Context, Done, allow::Allow, guard::Output};
+use muster_agent::{
+    Action, ActionError, ActionSpec, Context, Done,
+    allow::Allow,
+    guard::{self, Output},
+};
 use muster_bus::message::Scope;
 use muster_kit::{
     bound::blocking,
@@ -135,7 +139,7 @@ impl Action for Run {
         let (report, suite) = (place.report.clone(), with.suite.clone());
         let said = if ended.stderr.trim().is_empty() { &ended.stdout } else { &ended.stderr };
         let counts = blocking(move || read(&report, before)).await.map_err(|e| {
-            ActionError::permanent(format!("{e}; the suite {suite:?} {}", process::ended(ended.code, said)))
+            ActionError::permanent(format!("{e}; the suite {suite:?} {}", guard::ended(ended.code, said)))
         })?;
         drop(place);
         judged(&with, &output(counts, &ended, duration))

@@ -163,30 +163,3 @@ pub async fn allowed(ctx: &Context, allow: &Allow, name: &str) -> Result<guard::
         .ok_or_else(|| ActionError::permanent(format!("command {name:?}: its path is not UTF-8; move it")))?;
     Ok(ctx.command(program).logged(ctx.voice.clone()))
 }
-
-/// How a program ended that wrote this to stderr, for a message.
-pub fn ended(code: i32, stderr: &str) -> String {
-    match tail(stderr) {
-        said if said.is_empty() => format!("ended with exit code {code}, and wrote nothing to stderr"),
-        said => format!("ended with exit code {code}: {said}"),
-    }
-}
-
-/// The end of what a program wrote, for a message: at most a kilobyte, with a mark where something is missing.
-pub fn tail(text: &str) -> String {
-    let text = text.trim_end();
-    let start = text.len().saturating_sub(1024);
-    let start = (start..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
-    format!("{}{}", if start > 0 { "…" } else { "" }, &text[start..])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_colon_stands_before_nothing() {
-        assert_eq!(ended(4, "no such side\n"), "ended with exit code 4: no such side");
-        assert_eq!(ended(4, " \n"), "ended with exit code 4, and wrote nothing to stderr");
-    }
-}

@@ -9,11 +9,8 @@ use serde_json::{Value, json};
 use crate::{
     action::{Action, ActionError, ActionSpec, Context, Done},
     allow::Allow,
-    text,
+    guard, text,
 };
-
-/// So much of what a program wrote to standard error goes into the message of a failure, in bytes.
-const TAIL: usize = 1024;
 
 /// The action; what it may start is fixed when it is made.
 pub struct CommandRun {
@@ -93,11 +90,7 @@ impl Action for CommandRun {
         if output.code == 0 {
             return Ok(Done { output: result, observations: Vec::new() });
         }
-        let said = match text::tail(output.stderr.trim_end(), TAIL) {
-            tail if tail.is_empty() => ", and wrote nothing to stderr".to_owned(),
-            tail => format!(": {tail}"),
-        };
-        let message = format!("command {:?} ended with exit code {}{said}", params.command, output.code);
+        let message = format!("command {:?} {}", params.command, guard::ended(output.code, &output.stderr));
         Err(ActionError::Permanent { message, output: Some(result) })
     }
 }

@@ -21,7 +21,7 @@ use std::{
     process::ExitCode,
 };
 
-pub use child::{Children, Command, Output};
+pub use child::{Children, Command, Output, ended};
 pub use process::run;
 use serde::{Deserialize, Serialize};
 

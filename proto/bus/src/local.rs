@@ -182,22 +182,24 @@ impl Shared {
 }
 
 fn answer_on(shared: Arc<Shared>, subject: String) -> ReplyTo {
-    ReplyTo::new(move |payload: Bytes| {
-        if payload.len() > MAX_PAYLOAD {
-            tracing::warn!(size = payload.len(), limit = MAX_PAYLOAD, "an answer is over the limit and is not sent");
-        } else {
-            shared.deliver(&subject, &payload, false);
+    answer_with(move |payload| shared.deliver(&subject, &payload, false))
+}
+
+fn reply_to(take: impl FnOnce() -> Option<oneshot::Sender<Bytes>> + Send + 'static) -> ReplyTo {
+    answer_with(move |payload| {
+        if let Some(answer) = take() {
+            // The requester may be gone; then nobody waits for it.
+            let _ = answer.send(payload);
         }
     })
 }
 
-fn reply_to(take: impl FnOnce() -> Option<oneshot::Sender<Bytes>> + Send + 'static) -> ReplyTo {
+fn answer_with(send: impl FnOnce(Bytes) + Send + 'static) -> ReplyTo {
     ReplyTo::new(move |payload: Bytes| {
         if payload.len() > MAX_PAYLOAD {
             tracing::warn!(size = payload.len(), limit = MAX_PAYLOAD, "an answer is over the limit and is not sent");
-        } else if let Some(answer) = take() {
-            // The requester may be gone; then nobody waits for it.
-            let _ = answer.send(payload);
+        } else {
+            send(payload);
         }
     })
 }

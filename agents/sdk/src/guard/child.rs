@@ -21,10 +21,13 @@ use super::{Guard, GuardRecords, Order};
 use crate::{
     action::{ActionError, Voice},
     proc::{self, Identity},
+    text,
 };
 
 /// So much of each output is kept unless said otherwise, in bytes; the rest is read and dropped.
 const OUTPUT_LIMIT: usize = 64 * 1024;
+/// So much of it stands in a message, in bytes.
+const SAID: usize = 1024;
 /// Of a longer line a log has the beginning, in bytes.
 const LONGEST_LINE: usize = 16 * 1024;
 /// What a program gets of the agent's environment.
@@ -89,6 +92,14 @@ pub struct Output {
     pub stderr: String,
     /// More was written than was kept.
     pub truncated: bool,
+}
+
+/// How a program ended that said this, for a message: at most the last kilobyte of it.
+pub fn ended(code: i32, said: &str) -> String {
+    match text::tail(said.trim_end(), SAID) {
+        said if said.is_empty() => format!("ended with exit code {code}, and wrote nothing to stderr"),
+        said => format!("ended with exit code {code}: {said}"),
+    }
 }
 
 impl Command {
@@ -352,4 +363,15 @@ async fn kill_session(leader: Identity) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     tracing::warn!(session = leader.pid, "children of an attempt can't be killed; look at them");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_colon_stands_before_nothing() {
+        assert_eq!(ended(4, "no such side\n"), "ended with exit code 4: no such side");
+        assert_eq!(ended(4, " \n"), "ended with exit code 4, and wrote nothing to stderr");
+    }
 }

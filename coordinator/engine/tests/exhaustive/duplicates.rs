@@ -77,6 +77,7 @@ fn duplicates(world: &World) -> Vec<(Command, Answer)> {
             instance: "infra-1-a".into(),
         };
         let finish = |fence| Command::Finish { fence, outcome: ok(json!({})) };
+        let foreign = |fence| Command::Finish { fence, outcome: ok(json!("by another")) };
         let prepare = |fence| Command::Prepare { fence, undo: Arc::new(json!("it was otherwise")) };
         let never = step.last_attempt() + 1;
         all.push((finish(fence(never)), Answer::Unknown));
@@ -86,11 +87,11 @@ fn duplicates(world: &World) -> Vec<(Command, Answer)> {
                 Fence { agent: attempt.agent.clone(), instance: attempt.instance.clone(), ..fence(attempt.number) };
             let is_last = attempt.number == step.last_attempt();
             let elsewhere = Fence { instance: "infra-1-z".into(), ..own.clone() };
-            all.push((finish(elsewhere.clone()), Answer::Evidence));
+            all.push((foreign(elsewhere.clone()), Answer::Evidence));
             if is_last {
                 all.push((prepare(elsewhere.clone()), Answer::Evidence));
                 all.push((Command::Deny { fence: elsewhere, why: NotStarted::Busy }, Answer::Nothing));
-                all.push((finish(Fence { agent: "infra-2".into(), ..own.clone() }), Answer::Evidence));
+                all.push((foreign(Fence { agent: "infra-2".into(), ..own.clone() }), Answer::Evidence));
             }
             all.extend(of_attempt(run, attempt, step.prepared.get(&attempt.number), &own));
         }
