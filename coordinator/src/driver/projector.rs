@@ -44,6 +44,10 @@ const APPENDS_WAIT: Duration = Duration::from_millis(500);
 const LAST_APPENDS_WAIT: Duration = Duration::from_secs(5);
 const LAST_WAIT: Duration = Duration::from_secs(10);
 
+/// So many rows are written at a time, or a few more: what sled replaces meanwhile, page by page, stays in memory until all of
+/// them are written.
+const ROWS_AT_ONCE: usize = 256;
+
 /// Between two tries to bring up a store that could not be written, at most.
 const TRY_EVERY: Duration = Duration::from_secs(5);
 
@@ -327,31 +331,42 @@ impl Round {
         if self.is_behind || store.broken().is_some() {
             return catch_up(shared);
         }
-        let writes = self.writes(shared);
-        let written = match position.filter(|position| *position > store.position()) {
-            Some(position) => store.apply_batch(position, writes),
-            None if writes.is_empty() => Ok(()),
-            None => store.amend(writes),
-        };
+        let written = self.write_all(shared, position);
         match written {
             Err(StoreError::Damaged(_) | StoreError::Io(_)) => catch_up(shared),
             other => other,
         }
     }
 
-    fn writes(self, shared: &Shared) -> Vec<StoreWrite> {
-        let mut writes: Vec<StoreWrite> = self.playbooks.into_iter().map(StoreWrite::Playbook).collect();
-        for (namespace, name) in self.agents {
+    /// The position comes with the last rows: who starts from an earlier one meets some that are newer, and makes them again.
+    fn write_all(mut self, shared: &Shared, position: Option<Position>) -> Result<(), StoreError> {
+        let store = &*shared.store;
+        let mut writes = self.first_writes(shared);
+        for noted in self.runs.into_values() {
+            if writes.len() >= ROWS_AT_ONCE {
+                store.amend(std::mem::take(&mut writes))?;
+            }
+            match noted {
+                Noted::Run(entry, run) => writes.extend(rows::writes_of(&run, entry.view().quarantine.is_some())),
+                Noted::Rows(rows) => writes.extend(rows),
+            }
+        }
+        match position.filter(|position| *position > store.position()) {
+            Some(position) => store.apply_batch(position, writes),
+            None if writes.is_empty() => Ok(()),
+            None => store.amend(writes),
+        }
+    }
+
+    /// Of playbooks and agents.
+    fn first_writes(&mut self, shared: &Shared) -> Vec<StoreWrite> {
+        let mut writes: Vec<StoreWrite> =
+            std::mem::take(&mut self.playbooks).into_iter().map(StoreWrite::Playbook).collect();
+        for (namespace, name) in std::mem::take(&mut self.agents) {
             if let Some(record) = shared.registry.record(&namespace, &name)
                 && let Ok(detail) = serde_json::to_value(&record)
             {
                 writes.push(StoreWrite::Agent(AgentRow { namespace, name, detail }));
-            }
-        }
-        for noted in self.runs.into_values() {
-            match noted {
-                Noted::Run(entry, run) => writes.extend(rows::writes_of(&run, entry.view().quarantine.is_some())),
-                Noted::Rows(rows) => writes.extend(rows),
             }
         }
         writes
