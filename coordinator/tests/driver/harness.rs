@@ -1,6 +1,7 @@
 //! A coordinator in memory with paused time, and an agent that does what a test tells it, message by message.
 
 use std::{
+    path::PathBuf,
     sync::{
         Arc, Condvar, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -68,6 +69,11 @@ impl House {
     /// The coordinator goes without a word, and another one opens the same journal; its store is a new one.
     pub(crate) async fn crash_and_reopen(&mut self) {
         self.reopen_in(&Life::FIRST).await;
+    }
+
+    /// Where the next one has its store.
+    pub(crate) fn next_store(&self) -> PathBuf {
+        self.dir.path().join((self.opened + 1).to_string()).join("store")
     }
 
     pub(crate) async fn reopen_in(&mut self, life: &Life) {

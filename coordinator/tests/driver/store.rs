@@ -3,11 +3,15 @@
 use std::time::Duration;
 
 use muster_bus::message::TaskReply;
-use muster_coordinator::control::{Control, PlaybookSource, RunFilter};
+use muster_coordinator::{
+    control::{Control, PlaybookSource, RunFilter},
+    journal::Journal,
+    store::{Store, StoreWrite},
+};
 use muster_engine::run::Command;
 use serde_json::json;
 
-use crate::harness::{House, chain, ns, operator, succeeded};
+use crate::harness::{CLUSTER, House, chain, ns, operator, succeeded};
 
 /// What no disk has.
 const NOT_THERE: u64 = u64::MAX;
@@ -102,4 +106,37 @@ async fn lists_are_told_while_the_journal_does_not_answer() {
     agent.succeed(1).await;
     house.ended(&run.id).await;
     assert_eq!(listed(&house).await.unwrap(), [(run.id.to_string(), "SUCCEEDED")]);
+}
+
+/// Rows are written in parts, and the position with the last of them: who is killed in between has rows that are newer.
+#[tokio::test(start_paused = true)]
+async fn rows_that_are_newer_than_the_position_are_made_again() {
+    let mut house = House::open().await;
+    let mut agent = house.agent("infra-1").await;
+    let (ends, goes_on) = (house.start(&chain(1)).await, house.start(&chain(2)).await);
+    assert_eq!(listed(&house).await.unwrap().len(), 2);
+    let rows_of = |house: &House, runs: &[&muster_engine::ids::RunId]| -> Vec<StoreWrite> {
+        runs.iter().map(|id| StoreWrite::Run(house.store.run(id).unwrap().unwrap())).collect()
+    };
+    let (then, old) = (house.store.position(), rows_of(&house, &[&ends.id, &goes_on.id]));
+    agent.succeed(2).await;
+    house.ended(&ends.id).await;
+    let new_ends = house.start(&chain(1)).await;
+    agent.succeed(2).await;
+    for run in [&goes_on, &new_ends] {
+        house.ended(&run.id).await;
+    }
+    let new_open = house.start(&chain(1)).await;
+    let list = listed(&house).await.unwrap();
+    assert_eq!(list.len(), 4);
+    let half = rows_of(&house, &[&ends.id, &new_ends.id]);
+    {
+        let (store, _) = Store::open(&house.next_store(), CLUSTER, house.journal.head().position).unwrap();
+        store.apply_batch(then, old).unwrap();
+        store.amend(half).unwrap();
+    }
+    house.crash_and_reopen().await;
+    assert_eq!(listed(&house).await.unwrap(), list);
+    let open: Vec<_> = house.store.open_runs().unwrap().into_keys().collect();
+    assert_eq!(open, [new_open.id.clone()]);
 }
