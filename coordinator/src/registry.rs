@@ -5,6 +5,7 @@
 
 mod leave;
 mod limits;
+mod orders;
 pub(crate) mod placement;
 pub(crate) mod records;
 
@@ -18,6 +19,7 @@ use muster_bus::message::{ActionOffer, AttemptKey, Beat, Order, Register};
 use muster_engine::ids::{AgentName, InstanceId, Namespace, RunId};
 
 use self::{
+    orders::orders_of,
     placement::{Availability, Offer, Seat, Table, Wish},
     records::{AgentRecord, Profile},
 };
@@ -58,6 +60,8 @@ struct Agent {
     leaving: bool,
     goodbye: Goodbye,
     holds: HashSet<AttemptKey>,
+    /// It takes tasks in the answers to its reports.
+    tasks_in_answers: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -159,7 +163,16 @@ impl Registry {
             Lease::Away
         };
         let (goodbye, holds) = (Goodbye::No, HashSet::new());
-        let agent = Agent { record, lease, last_beat_at: None, lease_from: now, leaving: false, goodbye, holds };
+        let agent = Agent {
+            record,
+            lease,
+            last_beat_at: None,
+            lease_from: now,
+            leaving: false,
+            goodbye,
+            holds,
+            tasks_in_answers: false,
+        };
         state.agents.insert((namespace, name), agent);
         state.generation += 1;
     }
@@ -251,6 +264,7 @@ impl Registry {
             leaving: false,
             goodbye: Goodbye::No,
             holds: register.holds.iter().cloned().collect(),
+            tasks_in_answers: register.tasks_in_answers,
         };
         state.agents.insert(key, agent);
         admitted.at_instance = state.table.runs_at(&instance);
@@ -381,27 +395,6 @@ impl Registry {
         state.generation += 1;
     }
 
-    /// What a process shall do about its attempts.
-    pub(crate) fn orders(&self, instance: &str) -> Vec<Order> {
-        orders_of(&self.lock(), &InstanceId::from(instance))
-    }
-
-    /// An attempt shall be stopped, until it or its run has ended.
-    pub(crate) fn order_cancel(&self, instance: &InstanceId, key: AttemptKey) {
-        self.lock().orders.entry(instance.clone()).or_default().insert(key);
-    }
-
-    /// An attempt, or its run, has ended.
-    pub(crate) fn forget_order(&self, instance: &InstanceId, key: &AttemptKey) {
-        let mut state = self.lock();
-        if let Some(keys) = state.orders.get_mut(instance) {
-            keys.remove(key);
-            if keys.is_empty() {
-                state.orders.remove(instance);
-            }
-        }
-    }
-
     /// Whether an instance that answers says that it holds an attempt.
     pub(crate) fn says_it_holds(
         &self,
@@ -510,12 +503,6 @@ impl Registry {
 fn proves_dead(register: &Register, old: &Profile) -> bool {
     let host = register.host.as_ref().unwrap_or(&register.agent);
     register.durable && *host == old.host && register.dead.iter().any(|d| d == old.instance.as_str())
-}
-
-/// Attempts of open runs to be stopped, and what ended runs have left.
-fn orders_of(state: &State, instance: &InstanceId) -> Vec<Order> {
-    let ordered = state.orders.get(instance).into_iter().flatten();
-    ordered.chain(state.table.left_to_stop(instance)).map(|key| Order::Cancel { key: key.clone() }).collect()
 }
 
 fn offer_of(namespace: &Namespace, name: &AgentName, profile: &Profile) -> Offer {

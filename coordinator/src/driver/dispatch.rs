@@ -8,7 +8,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use muster_bus::{
     BusError,
-    message::{AttemptKey, Task, TaskReply},
+    message::{AttemptKey, Order, ReportReply, Task, TaskReply},
     subject::{Subjects, shard_of},
 };
 use muster_engine::run::{Dispatch, Fence, Run, event::NotStarted};
@@ -19,6 +19,7 @@ use super::{
     clock::after_ms,
     convert,
     entry::{Message, RunEntry},
+    report::reply,
 };
 
 /// Between two copies, at first; twice that each time.
@@ -91,6 +92,22 @@ impl Errand {
             }
             Err(e) => self.deny(NotStarted::Refused { why: format!("the task can't be written as JSON: {e}") }),
         }
+    }
+
+    /// The first copy as part of an answer to a report of its instance, if one may be sent now and fits in.
+    pub(super) fn in_answer(&mut self, shared: &Shared, orders: &[Order]) -> Option<Bytes> {
+        let now = shared.clock.now();
+        if now >= self.dispatch.dispatch_until || !shared.bus.is_connected() {
+            return None;
+        }
+        let task = self.task(shared, &Subjects::new(self.run.namespace.as_str()), now);
+        let answer = reply(&ReportReply::Recorded { orders: orders.to_vec(), task: Some(Box::new(task)) });
+        if answer.len() > shared.bus.max_payload() {
+            return None;
+        }
+        self.unsent = false;
+        self.first_sent = Some(now);
+        Some(answer)
     }
 
     /// What follows from the answer to a copy, or from none.

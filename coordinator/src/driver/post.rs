@@ -20,10 +20,14 @@ use tracing::warn;
 use super::{
     Shared,
     dispatch::{Errand, Next},
+    turn::Recorded,
 };
 
 /// How long one copy of a task waits for its answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+
+/// A copy in the answer to a report is not answered: the next one asks, unless the attempt's report has come by then.
+const ASK_AFTER: Duration = Duration::from_millis(250);
 
 /// Names an errand in this process.
 pub(super) type Token = u64;
@@ -102,6 +106,22 @@ impl Shared {
         let mut desk = self.post.desk();
         desk.errands.insert(token, Open { errand, due: Instant::now(), asks: false });
         self.follow(desk, token, next);
+        token
+    }
+
+    /// The same for a task whose instance takes it in the answer to a report of its own. The answer goes in any case.
+    pub(super) fn begin_errand_in(self: &Arc<Self>, mut errand: Errand, answer: Recorded) -> Token {
+        let orders = self.registry.orders(answer.instance.as_str());
+        let Some(payload) = errand.in_answer(self, &orders) else {
+            answer.send(self);
+            return self.begin_errand(errand);
+        };
+        let token = self.post.next.fetch_add(1, Ordering::Relaxed);
+        let mut desk = self.post.desk();
+        desk.errands.insert(token, Open { errand, due: Instant::now(), asks: false });
+        let is_first = desk.set(token, ASK_AFTER, false);
+        self.rung(desk, is_first);
+        answer.to.send(payload);
         token
     }
 

@@ -16,7 +16,7 @@ use super::{
     Shared, convert,
     entry::{Burial, Message},
     run_task::{RunTask, key_of},
-    turn::{Pending, Turn},
+    turn::{Pending, Recorded, Turn},
 };
 
 /// How long a burial waits for the spooled reports of the buried before it is looked at again.
@@ -64,7 +64,11 @@ impl RunTask {
         }
         let taken = turn.decide(&command, &by);
         let answer = match (verdict, taken) {
-            (Verdict::New | Verdict::Repeated, Ok(())) => recorded(&self.shared, &instance),
+            (Verdict::New | Verdict::Repeated, Ok(())) => {
+                let instance = InstanceId::from(instance.as_str());
+                turn.answers.extend(to.map(|to| Pending::Recorded(Recorded { to, instance })));
+                return;
+            }
             (Verdict::Stale, Ok(())) => reply(&ReportReply::Stale),
             (Verdict::Conflict, _) | (_, Err(Rejection::Conflict { .. })) => reply(&ReportReply::Conflict),
             (Verdict::Unknown, _) | (_, Err(Rejection::UnknownStep(_) | Rejection::UnknownAttempt { .. })) => {
@@ -181,13 +185,16 @@ impl RunTask {
     }
 }
 
-/// `recorded`, with what the instance shall do besides.
-fn recorded(shared: &Shared, instance: &str) -> Bytes {
-    let orders = shared.registry.orders(instance);
-    if orders.is_empty() {
-        return Bytes::from_static(br#"{"answer":"recorded"}"#);
+impl Recorded {
+    /// With what the instance shall do besides.
+    pub(super) fn send(self, shared: &Shared) {
+        let orders = shared.registry.orders(self.instance.as_str());
+        self.to.send(if orders.is_empty() {
+            Bytes::from_static(br#"{"answer":"recorded"}"#)
+        } else {
+            reply(&ReportReply::Recorded { orders, task: None })
+        });
     }
-    reply(&ReportReply::Recorded { orders })
 }
 
 /// An answer as it travels.

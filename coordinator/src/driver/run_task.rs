@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use muster_bus::message::AttemptKey;
 use muster_engine::{
     ids::{Actor, InstanceId, StepId},
-    run::{Command, Event, Fence, Outstanding, Run, state::StepState},
+    run::{Command, Dispatch, Event, Fence, Outstanding, Run, state::StepState},
 };
 use tokio::sync::mpsc;
 use tracing::debug;
@@ -24,7 +24,7 @@ use super::{
     listed::{Listed, Why},
     post::Token,
     requests::Request,
-    turn::{Made, Pending, Turn},
+    turn::{Made, Pending, Recorded, Turn},
     watch::Watcher,
 };
 use crate::{
@@ -127,7 +127,7 @@ impl RunTask {
         self.listed_why = Why::of(&self.run);
         self.told_of_end = self.run.has_ended();
         self.adopted = self.run.live_steps().filter_map(|i| Some((i, self.run.steps[i].live_attempt()?.0))).collect();
-        self.reconcile(self.run.outstanding(self.shared.clock.now()));
+        self.reconcile(self.run.outstanding(self.shared.clock.now()), &mut Vec::new());
         self.set_wake_up();
         self.entry.look_again();
     }
@@ -403,15 +403,20 @@ impl RunTask {
             self.entry.publish(&self.run);
             self.note_for_lists(&touched);
         }
+        let mut recorded = Vec::new();
         for pending in turn.answers {
             match pending {
+                Pending::Recorded(answer) => recorded.push(answer),
                 Pending::Report(to, payload) => to.send(payload),
                 Pending::Taken(answer) => drop(answer.send(Ok(Arc::clone(&self.run)))),
                 Pending::Refused(answer, e) => drop(answer.send(Err(*e))),
             }
         }
         if !touched.is_empty() {
-            self.reconcile(self.run.outstanding_for(&touched, at));
+            self.reconcile(self.run.outstanding_for(&touched, at), &mut recorded);
+        }
+        for answer in recorded {
+            answer.send(&self.shared);
         }
         for (_, event) in &events {
             self.shared.figures.count(event);
@@ -442,8 +447,9 @@ impl RunTask {
         nothing_sent && nothing_waits && !self.shared.is_stopping()
     }
 
-    /// Make the outside what it should be: tasks are under way, agents are told to stop.
-    pub(super) fn reconcile(&mut self, outstanding: Vec<Outstanding>) {
+    /// Make the outside what it should be: tasks are under way, agents are told to stop. A task goes in one of the `answers` if
+    /// that is to its instance; the others are left.
+    pub(super) fn reconcile(&mut self, outstanding: Vec<Outstanding>, answers: &mut Vec<Recorded>) {
         self.end_errands();
         for one in outstanding {
             match one {
@@ -453,8 +459,13 @@ impl RunTask {
                         continue;
                     }
                     let unsent = !self.adopted.contains(&(step, attempt));
+                    let answer = self.answer_for(&dispatch, answers);
                     let errand = Errand::new(&self.entry, &self.run, dispatch, unsent);
-                    self.errands.push((step, attempt, self.shared.begin_errand(errand)));
+                    let token = match answer {
+                        Some(answer) => self.shared.begin_errand_in(errand, answer),
+                        None => self.shared.begin_errand(errand),
+                    };
+                    self.errands.push((step, attempt, token));
                 }
                 Outstanding::CancelAttempt(cancel) => {
                     let key = key_of(&self.entry, &cancel.step, cancel.attempt);
@@ -464,6 +475,13 @@ impl RunTask {
                 Outstanding::Place(_) | Outstanding::WakeAt(_) => {}
             }
         }
+    }
+
+    /// One that can take the task along.
+    fn answer_for(&self, dispatch: &Dispatch, answers: &mut Vec<Recorded>) -> Option<Recorded> {
+        let at = answers.iter().position(|answer| answer.instance == dispatch.instance)?;
+        let takes = self.shared.registry.takes_in_answers(&self.entry.namespace, &dispatch.agent, &dispatch.instance);
+        takes.then(|| answers.swap_remove(at))
     }
 
     fn end_errands(&mut self) {

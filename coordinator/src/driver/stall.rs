@@ -10,7 +10,7 @@ use super::{
     errors,
     report::reply,
     run_task::{AGAIN_AFTER, AGAIN_AT_MOST, Flow, RunTask},
-    turn::{Pending, Turn},
+    turn::{Pending, Recorded, Turn},
 };
 use crate::journal::AppendError;
 
@@ -22,7 +22,7 @@ impl RunTask {
         drop(pass);
         for pending in answers {
             match pending {
-                Pending::Report(to, _) => {
+                Pending::Recorded(Recorded { to, .. }) | Pending::Report(to, _) => {
                     to.send(reply(&ReportReply::Retry { why: "the journal does not answer".to_owned() }));
                 }
                 Pending::Taken(answer) => drop(answer.send(Err(errors::append_failed(&failed)))),
@@ -85,7 +85,7 @@ impl RunTask {
             self.note_all_for_lists();
             self.shared.tell_milestones(&before, &self.run);
             self.tell_watchers(events);
-            self.reconcile(self.run.outstanding(self.shared.clock.now()));
+            self.reconcile(self.run.outstanding(self.shared.clock.now()), &mut Vec::new());
             self.set_wake_up();
         }
     }
@@ -93,7 +93,9 @@ impl RunTask {
     pub(super) fn quarantine(&mut self, turn: Turn, why: &str) -> Flow {
         for pending in turn.answers {
             match pending {
-                Pending::Report(to, _) => to.send(reply(&ReportReply::Retry { why: format!("quarantine: {why}") })),
+                Pending::Recorded(Recorded { to, .. }) | Pending::Report(to, _) => {
+                    to.send(reply(&ReportReply::Retry { why: format!("quarantine: {why}") }));
+                }
                 Pending::Taken(answer) => drop(answer.send(Err(errors::quarantined(&self.entry.id, why)))),
                 Pending::Refused(answer, e) => drop(answer.send(Err(*e))),
             }

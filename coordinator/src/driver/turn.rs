@@ -6,7 +6,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use muster_bus::bus::ReplyTo;
 use muster_engine::{
-    ids::Actor,
+    ids::{Actor, InstanceId},
     run::{self as engine, Command, Event, Rejection, Run, Touched, event::RunStarted},
 };
 use serde_json::value::to_raw_value;
@@ -43,12 +43,20 @@ pub(super) struct Turn {
 
 /// An answer that waits for the sync.
 pub(super) enum Pending {
-    /// To an agent's report.
+    /// To an agent's report that is recorded.
+    Recorded(Recorded),
+    /// To one that is not.
     Report(ReplyTo, Bytes),
     /// To a command that was taken: the run after it.
     Taken(Answer),
     /// To a command that was not.
     Refused(Answer, Box<ControlError>),
+}
+
+/// That a report is on disk, to its instance.
+pub(super) struct Recorded {
+    pub(super) to: ReplyTo,
+    pub(super) instance: InstanceId,
 }
 
 /// What a turn that is on disk has made.

@@ -86,6 +86,7 @@ mod tests {
             holds: Vec::new(),
             spooled: Vec::new(),
             dead: Vec::new(),
+            tasks_in_answers: false,
             software: String::new(),
         };
         let Admission::Welcome { journal: Some((seq, _)) } = registry.consider(&"default".into(), &register) else {

@@ -113,7 +113,7 @@ async fn slots_bound_what_an_agent_gets_and_a_freed_one_goes_to_the_next() {
     let why = house.up.explain_run(&ns(), &runs[4].id).await.unwrap();
     assert!(why[0].waits_for.contains("infra-1: 2/2 slots taken"), "{why:?}");
     for task in held {
-        assert_eq!(agent.report(&task, succeeded(json!({}))).await, ReportReply::Recorded { orders: vec![] });
+        assert_eq!(agent.report(&task, succeeded(json!({}))).await, ReportReply::recorded());
     }
     agent.succeed(8).await;
     for run in runs {
@@ -189,7 +189,7 @@ async fn a_proven_dead_instance_ends_its_attempts_unless_their_reports_are_spool
     let (_, end) = house.run(&lost.id).await.steps[0].attempts[0].end.clone().unwrap();
     assert_eq!(end, AttemptEnd::Unknown { ended_by: EndedBy::InstanceGone });
     assert_eq!(house.run(&spooled.id).await.steps[0].state, StepState::Active, "its report is still to come");
-    let recorded = ReportReply::Recorded { orders: vec![] };
+    let recorded = ReportReply::recorded();
     assert_eq!(next.report_as("i1", &told, succeeded(json!({}))).await, recorded);
     assert_eq!(house.ended(&spooled.id).await.steps[0].attempts.len(), 1);
     let outcome = Outcome::NotSatisfied { diff: "nothing there".into() };
@@ -214,7 +214,7 @@ async fn only_the_same_agent_on_the_same_host_can_bury_an_instance() {
     .await;
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(house.run(&run.id).await.steps[0].state, StepState::Active);
-    assert_eq!(agent.report(&task, succeeded(json!({}))).await, ReportReply::Recorded { orders: vec![] });
+    assert_eq!(agent.report(&task, succeeded(json!({}))).await, ReportReply::recorded());
     assert_eq!(house.ended(&run.id).await.steps[0].attempts.len(), 1);
 }
 

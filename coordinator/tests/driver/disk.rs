@@ -36,7 +36,7 @@ async fn nothing_leaves_before_the_journal_has_answered() {
         assert!(next.is_err(), "no watch update before the sync");
         assert_eq!(house.run(&run.id).await.seq, run.seq, "no view before the sync");
         assert_eq!(house.journal.let_go(), 1);
-        assert_eq!(reporting.await, ReportReply::Recorded { orders: vec![] });
+        assert_eq!(reporting.await, ReportReply::recorded());
     }
     agent.succeed(1).await;
     house.ended(&run.id).await;
@@ -62,7 +62,7 @@ async fn the_disk_goes_away_and_comes_back(keeps: bool) {
     }
     house.journal.fails.store(false, Ordering::SeqCst);
     let answer = agent.report(&task, succeeded(json!({"n": 0}))).await;
-    assert_eq!(answer, ReportReply::Recorded { orders: vec![] });
+    assert_eq!(answer, ReportReply::recorded());
     agent.succeed(2).await;
     let run = house.ended(&run.id).await;
     assert!(run.steps.iter().all(|s| s.attempts.len() == 1), "{:?}", run.steps);
@@ -119,7 +119,7 @@ async fn after_a_crash_the_run_goes_on_where_it_was() {
     let sent_again = agent.next(TaskReply::Accepted).await;
     assert_eq!(sent_again.key, held.key, "the same attempt, not a new one");
     let answer = agent.report(&held, succeeded(json!({}))).await;
-    assert_eq!(answer, ReportReply::Recorded { orders: vec![] });
+    assert_eq!(answer, ReportReply::recorded());
     agent.succeed(1).await;
     let run = house.ended(&run.id).await;
     assert!(run.steps.iter().all(|s| s.attempts.len() == 1));
@@ -167,7 +167,7 @@ async fn a_record_that_can_not_be_read_quarantines_its_run_alone() {
     house.crash_and_reopen().await;
     agent.register_with(|r| r.holds = tasks.iter().map(|t| t.key.clone()).collect()).await;
     let good_task = tasks.iter().find(|t| t.key.run == good.id.as_str()).unwrap();
-    assert_eq!(agent.report(good_task, succeeded(json!({}))).await, ReportReply::Recorded { orders: vec![] });
+    assert_eq!(agent.report(good_task, succeeded(json!({}))).await, ReportReply::recorded());
     house.ended(&good.id).await;
     let listed = house.up.list_runs(&ns(), &RunFilter::default(), 10, "").await.unwrap();
     let states: Vec<_> = listed.items.iter().map(|r| (r.id == bad.id, r.state)).collect();

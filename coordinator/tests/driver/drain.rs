@@ -48,7 +48,7 @@ async fn what_is_at_work_ends_and_nothing_new_begins() {
         .await
         .expect("nothing is started by that");
 
-    assert_eq!(agent.report(&task, succeeded(json!({}))).await, ReportReply::Recorded { orders: vec![] });
+    assert_eq!(agent.report(&task, succeeded(json!({}))).await, ReportReply::recorded());
     assert!(agent.gets_nothing_for(Duration::from_secs(60)).await);
     assert_eq!(house.up.coordinator().at_work_count, 0);
     let why = format!("the coordinator is draining, by person/admin, since {:.0}", drain.since);

@@ -374,7 +374,7 @@ impl Agent {
         for _ in 0..count {
             let task = self.next(TaskReply::Accepted).await;
             let reply = self.report(&task, succeeded(json!({"n": task.with["n"]}))).await;
-            assert_eq!(reply, ReportReply::Recorded { orders: vec![] });
+            assert_eq!(reply, ReportReply::recorded());
         }
     }
 }
@@ -393,6 +393,7 @@ pub(crate) fn registration(name: &str, instance: &str) -> Register {
         holds: Vec::new(),
         spooled: Vec::new(),
         dead: Vec::new(),
+        tasks_in_answers: false,
         software: "scripted".to_owned(),
     }
 }

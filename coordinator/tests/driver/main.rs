@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::missing_docs_in_private_items, clippy::format_push_string, reason = "tests")]
 
 mod agents;
+mod answers;
 mod crowd;
 mod disk;
 mod drain;

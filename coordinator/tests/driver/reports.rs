@@ -23,7 +23,7 @@ async fn a_report_is_recorded_once_and_answered_every_time() {
     let mut agent = house.agent("infra-1").await;
     let run = house.start(&chain(2)).await;
     let task = agent.next(TaskReply::Accepted).await;
-    let recorded = ReportReply::Recorded { orders: vec![] };
+    let recorded = ReportReply::recorded();
     assert_eq!(agent.report(&task, succeeded(json!({"n": 0}))).await, recorded);
     let appends = house.journal.appends.load(Ordering::SeqCst);
     assert_eq!(agent.report(&task, succeeded(json!({"n": 0}))).await, recorded);
@@ -42,7 +42,7 @@ async fn an_observation_without_a_time_is_the_same_when_it_is_repeated() {
     let observation = json!({"name": "latency_p95", "value": 12.5, "unit": "ms"});
     let outcome = json!({"result": "succeeded", "output": {}, "observations": [observation]});
     let body = ReportBody::Finished { outcome: serde_json::from_value(outcome).unwrap() };
-    let recorded = ReportReply::Recorded { orders: vec![] };
+    let recorded = ReportReply::recorded();
     assert_eq!(agent.report(&task, body.clone()).await, recorded);
     tokio::time::sleep(std::time::Duration::from_secs(7)).await;
     assert_eq!(agent.report(&task, body).await, recorded);
@@ -92,7 +92,7 @@ async fn a_late_report_finds_a_run_that_has_left_memory() {
         agent.succeed(1).await;
         house.ended(&run.id).await;
     }
-    let recorded = ReportReply::Recorded { orders: vec![] };
+    let recorded = ReportReply::recorded();
     assert_eq!(agent.report(&task, succeeded(json!({"n": 0}))).await, recorded);
     assert_eq!(agent.report(&task, failed("no")).await, ReportReply::Conflict);
     assert!(house.run(&first.id).await.has_ended());

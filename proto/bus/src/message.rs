@@ -57,6 +57,9 @@ pub struct Register {
     /// Earlier instances of this agent on this host that it found dead, with all their children. Durable agents only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dead: Vec<String>,
+    /// It also takes a task that comes in the answer to one of its reports: [`ReportReply::Recorded`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tasks_in_answers: bool,
     /// For people: name and version of the program.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub software: String,
@@ -360,13 +363,17 @@ pub struct Observation {
 
 /// Answer to [`Report`]; sent only after the journal has it on disk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "answer", rename_all = "snake_case")]
+#[serde(from = "crate::wire::ReportReply", tag = "answer", rename_all = "snake_case")]
 pub enum ReportReply {
     /// It is on disk (also for the same report again). Forget it.
     Recorded {
         /// What to do besides.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        #[serde(skip_serializing_if = "Vec::is_empty")]
         orders: Vec<Order>,
+        /// What to start next, for this instance alone; only where it said [`Register::tasks_in_answers`]. It is a copy like those
+        /// on the task subject, and is not answered itself: the next copy is, which comes there soon unless the report does.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        task: Option<Box<Task>>,
     },
     /// Not the current attempt; kept as evidence. Forget it.
     Stale,
@@ -379,6 +386,13 @@ pub enum ReportReply {
         /// Why.
         why: String,
     },
+}
+
+impl ReportReply {
+    /// It is on disk, and that is all.
+    pub fn recorded() -> Self {
+        Self::Recorded { orders: Vec::new(), task: None }
+    }
 }
 
 /// `beat.{agent}`: I live, I hold these.

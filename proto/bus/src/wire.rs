@@ -1,10 +1,11 @@
 //! How the messages of the hot path are read. They name their attempt by members of their own, which is a flattened struct in
-//! [`crate::message`]; reading such a one would copy every message into a tree first, at twice the time.
+//! [`crate::message`]; reading such a one would copy every message into a tree first, at twice the time. So would an enum that
+//! holds a task.
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::message::{self, AttemptKey, Purpose, ReportBody};
+use crate::message::{self, AttemptKey, Order, Purpose, ReportBody};
 
 /// Reads as [`message::Task`].
 #[derive(Deserialize)]
@@ -72,6 +73,40 @@ impl From<Report> for message::Report {
             instance: read.instance,
             key: AttemptKey { run: read.run, step: read.step, attempt: read.attempt },
             report: read.body,
+        }
+    }
+}
+
+/// Reads as [`message::ReportReply`].
+#[derive(Deserialize)]
+pub(crate) struct ReportReply {
+    answer: Answer,
+    #[serde(default)]
+    orders: Vec<Order>,
+    #[serde(default)]
+    task: Option<Box<message::Task>>,
+    #[serde(default)]
+    why: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Answer {
+    Recorded,
+    Stale,
+    Conflict,
+    Gone,
+    Retry,
+}
+
+impl From<ReportReply> for message::ReportReply {
+    fn from(read: ReportReply) -> Self {
+        match read.answer {
+            Answer::Recorded => Self::Recorded { orders: read.orders, task: read.task },
+            Answer::Stale => Self::Stale,
+            Answer::Conflict => Self::Conflict,
+            Answer::Gone => Self::Gone,
+            Answer::Retry => Self::Retry { why: read.why },
         }
     }
 }

@@ -55,41 +55,51 @@ fn take(shared: &Arc<Shared>, delivery: Delivery) {
         tracing::debug!(subject = delivery.subject, "a task that can't be answered is not taken");
         return;
     };
-    let task: Task = match serde_json::from_slice(&delivery.payload) {
-        Ok(task) => task,
+    match serde_json::from_slice(&delivery.payload) {
+        Ok(task) => match begin(shared, task) {
+            Begun::Started(live) => drop(shared.attempts.spawn(attempt(shared.clone(), live, Some(reply)))),
+            Begun::Answered(answer) => reply.send(bytes_of(&answer)),
+            Begun::Ignored => {}
+        },
         Err(error) => {
             let why = format!("this is not a task that this agent can read: {error}");
             reply.send(bytes_of(&TaskReply::Refused { why }));
-            return;
         }
-    };
+    }
+}
+
+/// A task in the answer to a report. Why it is not started, its next copy is told.
+pub(super) fn take_from_answer(shared: &Arc<Shared>, task: Task) {
+    if let Begun::Started(live) = begin(shared, task) {
+        shared.attempts.spawn(attempt(shared.clone(), live, None));
+    }
+}
+
+/// What has become of a task.
+enum Begun {
+    Started(Arc<Live>),
+    Answered(TaskReply),
+    Ignored,
+}
+
+fn begin(shared: &Shared, task: Task) -> Begun {
     let entry = shared.catalogue.find(&task.action, &task.version);
     let age_ms = shared.clock.age_ms(task.sent_at_ms);
-    let live = {
-        let mut book = shared.book();
-        let verdict = book.judge(&task, age_ms, entry.as_ref().map(drop));
-        match (verdict, entry) {
-            (Verdict::Start(fingerprint), Ok(entry)) => {
-                let live = Arc::new(Live::new(fingerprint, task, entry, shared.mouth.clone()));
-                book.hold(&live);
-                live
-            }
-            (Verdict::Answer(answer), _) => {
-                drop(book);
-                reply.send(bytes_of(&answer));
-                return;
-            }
-            (Verdict::Silence(why), _) => {
-                tracing::debug!(why, run = task.key.run, step = task.key.step, "a task is not answered");
-                return;
-            }
-            (Verdict::Start(_), Err(why)) => {
-                reply.send(bytes_of(&TaskReply::Refused { why }));
-                return;
-            }
+    let mut book = shared.book();
+    let verdict = book.judge(&task, age_ms, entry.as_ref().map(drop));
+    match (verdict, entry) {
+        (Verdict::Start(fingerprint), Ok(entry)) => {
+            let live = Arc::new(Live::new(fingerprint, task, entry, shared.mouth.clone()));
+            book.hold(&live);
+            Begun::Started(live)
         }
-    };
-    shared.attempts.spawn(attempt(shared.clone(), live, reply));
+        (Verdict::Start(_), Err(why)) => Begun::Answered(TaskReply::Refused { why }),
+        (Verdict::Answer(answer), _) => Begun::Answered(answer),
+        (Verdict::Silence(why), _) => {
+            tracing::debug!(why, run = task.key.run, step = task.key.step, "a task is not answered");
+            Begun::Ignored
+        }
+    }
 }
 
 fn bytes_of(answer: &TaskReply) -> Bytes {
@@ -98,8 +108,11 @@ fn bytes_of(answer: &TaskReply) -> Bytes {
 }
 
 /// From the start until the report is taken.
-async fn attempt(shared: Arc<Shared>, live: Arc<Live>, task: ReplyTo) {
-    let outcome = accepting(task, work(&shared, &live)).await;
+async fn attempt(shared: Arc<Shared>, live: Arc<Live>, task: Option<ReplyTo>) {
+    let outcome = match task {
+        Some(task) => accepting(task, work(&shared, &live)).await,
+        None => work(&shared, &live).await,
+    };
     live.work_ended();
     if shared.book().work_ended(&live) {
         shared.quiet.notify_waiters();

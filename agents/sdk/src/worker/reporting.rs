@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use muster_bus::message::{Report, ReportReply};
 
-use super::Shared;
+use super::{Shared, attempt};
 use crate::spool::{Slip, Spooled};
 
 /// The coordinator answers after a sync, which may have to wait for its disk.
@@ -66,7 +66,7 @@ pub(super) async fn deliver_again(shared: Arc<Shared>, slip: Slip, spooled: Spoo
 }
 
 /// Send until the answer is final.
-pub(super) async fn insist(shared: &Shared, subject: &str, payload: &Bytes, jitter: u64) -> Taken {
+pub(super) async fn insist(shared: &Arc<Shared>, subject: &str, payload: &Bytes, jitter: u64) -> Taken {
     match once(shared, subject, payload).await {
         Some(taken) => taken,
         None => insist_again(shared, subject, payload, jitter).await,
@@ -74,7 +74,7 @@ pub(super) async fn insist(shared: &Shared, subject: &str, payload: &Bytes, jitt
 }
 
 /// The same after a try that failed. Tries again after 1 to 30 s, and at each registration.
-async fn insist_again(shared: &Shared, subject: &str, payload: &Bytes, jitter: u64) -> Taken {
+async fn insist_again(shared: &Arc<Shared>, subject: &str, payload: &Bytes, jitter: u64) -> Taken {
     let mut registered = shared.registered.subscribe();
     let mut pause = FIRST_PAUSE;
     loop {
@@ -92,7 +92,7 @@ async fn insist_again(shared: &Shared, subject: &str, payload: &Bytes, jitter: u
 }
 
 /// One try; none when it has to be sent again.
-async fn once(shared: &Shared, subject: &str, payload: &Bytes) -> Option<Taken> {
+async fn once(shared: &Arc<Shared>, subject: &str, payload: &Bytes) -> Option<Taken> {
     let reply = match shared.bus.request(subject, payload.clone(), TIMEOUT).await {
         Ok(reply) if reply.as_ref() == RECORDED => return Some(Taken::Recorded),
         Ok(reply) => reply,
@@ -102,8 +102,11 @@ async fn once(shared: &Shared, subject: &str, payload: &Bytes) -> Option<Taken> 
         }
     };
     match serde_json::from_slice(&reply) {
-        Ok(ReportReply::Recorded { orders }) => {
+        Ok(ReportReply::Recorded { orders, task }) => {
             shared.obey(&orders);
+            if let Some(task) = task {
+                attempt::take_from_answer(shared, *task);
+            }
             Some(Taken::Recorded)
         }
         Ok(ReportReply::Stale) => Some(Taken::Unwanted("stale")),

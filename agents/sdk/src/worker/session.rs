@@ -132,6 +132,7 @@ fn message(shared: &Shared) -> Register {
         holds,
         spooled,
         dead: shared.lock.as_ref().map(crate::lock::Lock::dead).unwrap_or_default(),
+        tasks_in_answers: true,
         software: config.software.clone(),
     }
 }

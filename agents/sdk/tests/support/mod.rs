@@ -108,7 +108,7 @@ impl Coordinator {
             AgentSubject::Report => {
                 let report: Report = serde_json::from_slice(payload).unwrap();
                 heard.reports.push(report.clone());
-                let friendly = Some(ReportReply::Recorded { orders: Vec::new() });
+                let friendly = Some(ReportReply::recorded());
                 let answer = heard.report_answers.pop_front().unwrap_or(friendly);
                 if matches!(answer, Some(ReportReply::Recorded { .. })) {
                     heard.recorded.push(report);

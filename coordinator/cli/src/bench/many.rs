@@ -136,6 +136,7 @@ async fn beat(bus: &NatsBus, name: &str, registered: &AtomicUsize) -> anyhow::Re
         holds: Vec::new(),
         spooled: Vec::new(),
         dead: Vec::new(),
+        tasks_in_answers: false,
         software: String::new(),
     };
     let limit = Duration::from_secs(10);
