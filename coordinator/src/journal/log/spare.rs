@@ -19,12 +19,25 @@ use super::{
 
 /// In the log's directory: a file that is being filled with zeros, or has been.
 pub(crate) const SPARE: &str = "spare";
-/// A thread that does what need not be done on the hot path, and ends when the committer does.
+
+/// A thread that does what need not be done on the hot path, and ends when the committer does: nobody else touches the log after
+/// its lock is given back.
 pub(crate) struct Spare {
     pub(super) orders: Sender<Order>,
     /// A file full of zeros; none: there could be none.
     pub(super) ready: Receiver<Option<Box<dyn DiskFile>>>,
     pub(super) ordered: bool,
+    /// Below the channels, so that they are closed before it is waited for.
+    _thread: Waited,
+}
+
+struct Waited(Option<thread::JoinHandle<()>>);
+
+impl Drop for Waited {
+    fn drop(&mut self) {
+        // Nothing depends on what it did.
+        let _ = self.0.take().map(thread::JoinHandle::join);
+    }
 }
 
 pub(super) enum Order {
@@ -60,8 +73,8 @@ impl Spare {
                 }
             }
         };
-        thread::Builder::new().name("journal-spare".into()).spawn(work)?;
-        Ok(Self { orders, ready, ordered: false })
+        let thread = thread::Builder::new().name("journal-spare".into()).spawn(work)?;
+        Ok(Self { orders, ready, ordered: false, _thread: Waited(Some(thread)) })
     }
 }
 
