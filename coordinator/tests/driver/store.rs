@@ -138,5 +138,5 @@ async fn rows_that_are_newer_than_the_position_are_made_again() {
     house.crash_and_reopen().await;
     assert_eq!(listed(&house).await.unwrap(), list);
     let open: Vec<_> = house.store.open_runs().unwrap().into_keys().collect();
-    assert_eq!(open, [new_open.id.clone()]);
+    assert_eq!(open, std::slice::from_ref(&new_open.id));
 }
