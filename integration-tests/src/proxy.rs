@@ -1,4 +1,4 @@
-//! A TCP proxy on loopback that can be cut, and made slow, while connections go through it.
+//! A TCP proxy on loopback that can be cut, made slow, and made to refuse, while connections go through it.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -25,6 +25,7 @@ struct State {
     cut: AtomicBool,
     gone: AtomicBool,
     delay_ms: AtomicU64,
+    refusing: AtomicBool,
 }
 
 impl Proxy {
@@ -36,8 +37,8 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?.to_string();
-        let (cut, gone, delay_ms) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
-        let state = Arc::new(State { target: target.to_owned(), cut, gone, delay_ms });
+        let [cut, gone, refusing] = [const { AtomicBool::new(false) }; 3];
+        let state = Arc::new(State { target: target.to_owned(), cut, gone, delay_ms: AtomicU64::new(0), refusing });
         let shared = Arc::clone(&state);
         thread::spawn(move || accept(&listener, &shared));
         Ok(Self { address, state })
@@ -56,6 +57,11 @@ impl Proxy {
     /// Pass on again; what was held back comes late.
     pub fn heal(&self) {
         self.state.cut.store(false, Ordering::SeqCst);
+    }
+
+    /// From now on every second connection is taken and ended at once, the first of them, too. Those that are there stay.
+    pub fn refuse_every_second(&self) {
+        self.state.refusing.store(true, Ordering::SeqCst);
     }
 
     /// Hold back each piece for so long.
@@ -85,9 +91,14 @@ impl State {
 }
 
 fn accept(listener: &TcpListener, state: &Arc<State>) {
+    let mut refused_last = false;
     while state.passes() {
         match listener.accept() {
             Ok((client, _)) => {
+                refused_last = !refused_last && state.refusing.load(Ordering::SeqCst);
+                if refused_last {
+                    continue;
+                }
                 let Ok(server) = TcpStream::connect(&state.target) else { continue };
                 let both = (client.try_clone(), server.try_clone());
                 if let (Ok(from_client), Ok(from_server)) = both {

@@ -10,6 +10,7 @@ use muster_engine::{
 use serde_json::{Value, json};
 
 /// What a run was given, and what its steps gave.
+#[derive(Default)]
 pub(crate) struct Evidence {
     inputs: Value,
     outputs: BTreeMap<String, Value>,
@@ -46,12 +47,52 @@ impl Evidence {
         Ok(self.with(step, output))
     }
 
+    /// The parts of the conditions that are false.
+    pub(crate) fn red(&self, conditions: &[String]) -> Vec<String> {
+        self.parts(conditions, |judged| *judged == Ok(false))
+    }
+
+    /// The parts that can't be judged: nobody has seen what they want.
+    pub(crate) fn unknown(&self, conditions: &[String]) -> Vec<String> {
+        self.parts(conditions, Result::is_err)
+    }
+
+    fn parts(&self, conditions: &[String], wanted: impl Fn(&Result<bool, expr::ExprError>) -> bool) -> Vec<String> {
+        let scope = Scope { inputs: &self.inputs, steps: self, output: None, run: "r" };
+        let parts = conditions.iter().flat_map(|condition| halves(condition));
+        parts.filter(|part| wanted(&expr::eval_bool(part, &scope))).map(str::to_owned).collect()
+    }
+
     /// Those of the conditions that do not hold: false, or not to be judged.
     pub(crate) fn against<'a>(&self, conditions: &'a [String]) -> Vec<&'a str> {
         let scope = Scope { inputs: &self.inputs, steps: self, output: None, run: "r" };
         let red = conditions.iter().filter(|condition| expr::eval_bool(condition, &scope) != Ok(true));
         red.map(String::as_str).collect()
     }
+}
+
+/// The parts of all conditions of a playbook: of gates `A && B` as `A` and `B`, of verifications as `verify STEP: A`.
+pub(crate) fn parts(yaml: &str) -> Result<Vec<String>> {
+    let playbook = read(yaml.as_bytes(), &Catalogue::default()).playbook.context("it has no errors")?;
+    let mut all = Vec::new();
+    for phase in playbook.spec.phases {
+        if let Some(gate) = phase.gate {
+            ensure!(gate.failure_condition.is_empty(), "what a failure condition wants of a fault is not known here");
+            all.extend(gate.success_condition.iter().flat_map(|condition| halves(condition)).map(str::to_owned));
+        }
+        for step in phase.steps {
+            let expect = step.verify.map(|verify| verify.expect).unwrap_or_default();
+            let parts = expect.iter().flat_map(|condition| halves(condition));
+            all.extend(parts.map(|part| format!("verify {}: {part}", step.id)));
+        }
+    }
+    Ok(all)
+}
+
+/// The two of `A && B`, which are red apart from each other.
+fn halves(condition: &str) -> impl Iterator<Item = &str> {
+    assert!(!condition.contains("||"), "{condition}: its parts are not red apart from each other");
+    condition.split(" && ")
 }
 
 /// All that a playbook's gates want.
@@ -83,7 +124,6 @@ fn changes() -> Vec<(&'static str, &'static str, &'static str, Value)> {
         ("hit_percent > 90.0", "cache_probe", "/server/hit_percent", Value::Null),
         ("lookups > 0", "cache_probe", "/server/lookups", json!(0)),
         ("missing", "verify_package", "/missing", json!(["sample-service"])),
-        ("mismatched", "verify_package", "/mismatched", json!(["sample-service: another digest"])),
         ("size_bytes > 0", "backup", "/size_bytes", json!(0)),
         ("pass_rate_percent > 90.0", "smoke", "/pass_rate_percent", json!(90.0)),
         ("load.output.error_rate_percent < 1.0", "load", "/error_rate_percent", json!(1.0)),

@@ -3,10 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod conditions;
+mod faults;
 mod fingerprint;
 mod gates;
+mod greeting;
+mod hands;
 mod kit;
 mod undo;
+mod verifications;
 mod whole;
 
 use std::{fs, process::Command, time::Duration};
@@ -17,7 +21,7 @@ use muster_integration_tests::{
     process::{Process, binary, checkout, tail, wait_for},
     system::{System, path},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const LONG: Duration = Duration::from_secs(180);
 
@@ -35,6 +39,18 @@ fn rollout_inputs(lab: &Lab) -> Value {
     inputs
 }
 
+/// The inputs of `blue-green-release`, without a statement about time.
+fn release_inputs(lab: &Lab) -> Value {
+    let all = lab.inputs().unwrap();
+    json!({
+        "release": all.release, "package": all.package, "sha256": all.package_sha256, "program": all.program,
+        "releases": all.releases, "blue": all.blue, "green": all.green, "front": all.front,
+        "nginx_binary": all.nginx_binary, "nginx_config": all.front_nginx_config,
+        "nginx_upstream": all.front_nginx_upstream, "nginx_pid_file": all.front_nginx_pid_file,
+        "watch_ms": 500, "latency_p95_ms": 5000.0, "requests": 200,
+    })
+}
+
 /// A coordinator and the three agents, each a process of its own.
 fn three_agents(lab: &Lab) -> Result<System> {
     let mut system = System::start()?;
@@ -48,13 +64,17 @@ fn three_agents(lab: &Lab) -> Result<System> {
 
 /// Runs a playbook to its end; the run. One watcher waits, since asking again and again takes the time of what is waited for.
 fn run(system: &System, playbook: &str, inputs: &Value) -> Result<Value> {
-    let run = start(system, playbook, inputs)?;
+    ended(system, &start(system, playbook, inputs)?)
+}
+
+/// Waits for the end of a run; the run.
+fn ended(system: &System, run: &str) -> Result<Value> {
     let mut watch = Command::new(binary("muster", "muster"));
     system.environment(&mut watch);
-    let mut watch = Process::start("watch", system.dir.path(), watch.args(["run", "watch", &run]))?;
+    let mut watch = Process::start("watch", system.dir.path(), watch.args(["run", "watch", run]))?;
     wait_for("the run ends", LONG, || Ok((!watch.is_running()).then_some(())))
         .with_context(|| tail(&watch.output()))?;
-    system.json(&["run", "get", &run])
+    system.json(&["run", "get", run])
 }
 
 #[test]

@@ -7,11 +7,11 @@ use muster_integration_tests::{
     lab::{Lab, Pooling},
     process::checkout,
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::{
     kit::{Kit, steps},
-    rollout_inputs, shipped,
+    release_inputs, rollout_inputs, shipped,
 };
 
 const ROLLOUT: &str = "revenue-engine-rollout";
@@ -27,14 +27,7 @@ fn inputs(playbook: &str, lab: &Lab) -> Value {
     if playbook == ROLLOUT {
         return rollout;
     }
-    let all = lab.inputs().unwrap();
-    json!({
-        "release": all.release, "package": all.package, "sha256": all.package_sha256, "program": all.program,
-        "releases": all.releases, "blue": all.blue, "green": all.green, "front": all.front,
-        "nginx_binary": all.nginx_binary, "nginx_config": all.front_nginx_config,
-        "nginx_upstream": all.front_nginx_upstream, "nginx_pid_file": all.front_nginx_pid_file,
-        "watch_ms": 500, "latency_p95_ms": 5000.0, "requests": 200,
-    })
+    release_inputs(lab)
 }
 
 /// At each step whose number leaves `part` when it is divided by `parts`.
