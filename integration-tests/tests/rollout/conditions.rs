@@ -71,7 +71,8 @@ impl Evidence {
     }
 }
 
-/// The parts of all conditions of a playbook: of gates `A && B` as `A` and `B`, of verifications as `verify STEP: A`.
+/// The parts of all conditions of a playbook: of gates `A && B` as `A` and `B`, of verifications as `verify STEP: A`, of what
+/// a step's parameters insist on as `expect STEP: NAME`.
 pub(crate) fn parts(yaml: &str) -> Result<Vec<String>> {
     let playbook = read(yaml.as_bytes(), &Catalogue::default()).playbook.context("it has no errors")?;
     let mut all = Vec::new();
@@ -84,6 +85,8 @@ pub(crate) fn parts(yaml: &str) -> Result<Vec<String>> {
             let expect = step.verify.map(|verify| verify.expect).unwrap_or_default();
             let parts = expect.iter().flat_map(|condition| halves(condition));
             all.extend(parts.map(|part| format!("verify {}: {part}", step.id)));
+            let insists = step.with.as_ref().and_then(|with| with.get("expect")?.as_object());
+            all.extend(insists.into_iter().flat_map(|on| on.keys()).map(|on| format!("expect {}: {on}", step.id)));
         }
     }
     Ok(all)

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use muster_integration_tests::{lab::DATABASE, proxy::Proxy};
 use serde_json::json;
 
-use crate::gates::{Gates, Red, refuse};
+use crate::gates::{Gates, Red, and, refuse};
 
 impl Gates {
     pub(crate) fn a_slow_database(&mut self) -> Result<Red> {
@@ -19,6 +19,7 @@ impl Gates {
         proxy.delay(Duration::from_millis(40));
         let port: u16 = proxy.address().rsplit(':').next().context("a port")?.parse()?;
         self.refuses("pool_probe", &json!({"database_port": port}), "below 50 ms wanted")
+            .map(and("expect pool_probe: latency_p95_ms_below"))
     }
 
     /// The folder of its append-only log can't be made: the name is taken. The step takes no word for it, and gives nothing.
@@ -56,7 +57,9 @@ impl Gates {
                 }
                 Ok::<_, anyhow::Error>(())
             });
-            let seen = self.refuses("replication", &json!({}), "below 1000 ms wanted");
+            let seen = self
+                .refuses("replication", &json!({}), "below 1000 ms wanted")
+                .map(and("expect replication: lag_ms_below"));
             stop.store(true, Ordering::Relaxed);
             writer.join().unwrap().and(seen)
         });

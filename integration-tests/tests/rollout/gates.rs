@@ -27,7 +27,7 @@ pub(crate) const ROLLOUT: &str = "revenue-engine-rollout";
 pub(crate) const RELEASE: &str = "blue-green-release";
 pub(crate) const HELLO: &str = "hello";
 
-/// Parts of conditions that a fault has turned red: `A && B` has two.
+/// Parts of conditions that a fault has turned red, as [`parts`] has them.
 pub(crate) type Red = Vec<String>;
 
 /// A fault, what it must turn red, and how it is brought about.
@@ -46,7 +46,10 @@ const fn fault(name: &'static str, closes: &'static [&'static str], bring: fn(&m
 const MEASURED: [Fault; 8] = [
     fault(
         "a slow database",
-        &["steps.pool_probe.output.latency_p95_ms < double(inputs.pool_p95_ms)"],
+        &[
+            "steps.pool_probe.output.latency_p95_ms < double(inputs.pool_p95_ms)",
+            "expect pool_probe: latency_p95_ms_below",
+        ],
         Gates::a_slow_database,
     ),
     fault("a Redis that can't write", &[], Gates::a_redis_that_cannot_write),
@@ -56,6 +59,7 @@ const MEASURED: [Fault; 8] = [
         &[
             "size(steps.replication.output.wrong) == 0",
             "steps.replication.output.lag_ms_max < double(inputs.replica_lag_ms)",
+            "expect replication: lag_ms_below",
         ],
         Gates::a_replica_that_lags,
     ),
@@ -81,7 +85,7 @@ const MEASURED: [Fault; 8] = [
 const COUNTED: [Fault; 8] = [
     fault(
         "a pool that drops who thinks",
-        &["steps.pool_probe.output.success_percent >= 100.0"],
+        &["steps.pool_probe.output.success_percent >= 100.0", "expect pool_probe: success_percent"],
         Gates::a_pool_that_drops_who_thinks,
     ),
     fault("a pool beside the pool", &["steps.pool_probe.output.within_pool"], Gates::a_pool_beside_the_pool),
@@ -222,6 +226,15 @@ fn gave_nevertheless(event: &Value, step: &str) -> Option<Value> {
     let outcome = &event["detail"]["end"]["outcome"];
     let of_step = event["step"] == step && outcome["result"] == "failed";
     outcome.get("output").filter(|_| of_step).cloned()
+}
+
+/// The same, beside what the step insists on: by its words it is that.
+pub(crate) fn and(insists: &str) -> impl FnOnce(Red) -> Red {
+    let insists = insists.to_owned();
+    |mut red| {
+        red.push(insists);
+        red
+    }
 }
 
 /// From its next start on, the nginx of this file refuses a path; what the file said before.

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use crate::{
     conditions::{Evidence, conditions},
-    gates::{Gates, ROLLOUT, Red, closed, refuse, refused},
+    gates::{Gates, ROLLOUT, Red, and, closed, refuse, refused},
     shipped,
 };
 
@@ -31,7 +31,9 @@ impl Gates {
         let found = fs::read_to_string(&config)?;
         fs::write(&config, format!("{found}client_idle_timeout = 0.06\n"))?;
         self.lab.pgbouncer.restart()?;
-        let seen = self.refuses("pool_probe", &json!({}), "% of the transactions succeeded, 100 % wanted");
+        let seen = self
+            .refuses("pool_probe", &json!({}), "% of the transactions succeeded, 100 % wanted")
+            .map(and("expect pool_probe: success_percent"));
         fs::write(config, found)?;
         self.lab.pgbouncer.restart()?;
         seen
@@ -135,8 +137,7 @@ impl Gates {
     fn takes_no_word_for(&self, step: &str, phase: &str, others: &Value, says: &str) -> Result<Red> {
         let run = self.begin(others)?;
         let seen = |what: &str, holds: &dyn Fn(&Value) -> bool| {
-            let look = || Ok(Some(self.system.json(&["run", "get", &run])?).filter(|seen| holds(seen)));
-            wait_for(what, LONG, look).with_context(|| format!("{:?}", self.system.json(&["run", "explain", &run])))
+            wait_for(what, LONG, || Ok(Some(self.system.json(&["run", "get", &run])?).filter(|seen| holds(seen))))
         };
         seen("the step asks", &|run| state(run, step) == "STATE_ASKING" && run.to_string().contains(says))?;
         let word = ["step", "resolve", &run, step, "succeeded", "--reason", "it looks good"];

@@ -1,15 +1,15 @@
-//! What a shipped step's `verify` expects is red before the step has done its work, or by a fault: seen by the action that looks.
+//! What a step's `verify` and `expect` want is red before the work is done, or by a fault: seen by the action that looks.
 
-use std::{fs, sync::Arc};
+use std::{fs, process::Command, sync::Arc};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use muster_agent::{Action, noop::Noop, testkit::Trial};
 use muster_engine::{
     plan::Catalogue,
     playbook::{Scope, expr, read, render, schema::Step},
 };
-use muster_integration_tests::lab::{Certificates, Lab, Nginx, Pooling};
-use serde_json::{Map, Value};
+use muster_integration_tests::lab::{Certificates, Lab, Nginx, Pooling, program};
+use serde_json::{Map, Value, json};
 
 use crate::{
     conditions::Evidence,
@@ -22,21 +22,36 @@ type Bring = fn(&mut Lab, &Looks) -> Result<()>;
 /// No fault but those that the lab is found with.
 const AS_FOUND: Option<Bring> = None;
 
-/// A fault, the step whose verification looks at it, and what must be red then. Each is brought beside those before it.
-const FAULTS: [(Option<Bring>, &str, &[&str]); 8] = [
-    (AS_FOUND, "tls_certificate", &["output.chain_valid", "output.days_left >= 30"]),
-    (AS_FOUND, "redirect", &["output.status == 301", "output.redirects_to_https"]),
-    (AS_FOUND, "pgbouncer", &["output.success_percent >= 100.0"]),
-    (AS_FOUND, "redis", &["output.server.append_only"]),
-    (Some(no_limit_of_memory), "redis", &["output.server.max_memory_bytes > 0"]),
-    (Some(few_clients), "redis", &["output.success_percent >= 100.0"]),
-    (Some(a_service_that_refuses), "balance", &["output.status == 200"]),
-    (Some(a_certificate_for_another_name), "tls_certificate", &["output.name_valid"]),
+/// What is asked: the step's verification, of which this must be red; or the step itself, which insists on this alone and must
+/// refuse by these words.
+enum Asked {
+    Verified(&'static [&'static str]),
+    Insists(&'static str, &'static str),
+}
+use Asked::{Insists, Verified};
+
+/// A fault, the step that looks at it, and what must be red then. Each is brought beside those before it.
+const FAULTS: [(Option<Bring>, &str, Asked); 12] = [
+    (AS_FOUND, "tls_certificate", Verified(&["output.chain_valid", "output.days_left >= 30"])),
+    (AS_FOUND, "redirect", Verified(&["output.status == 301", "output.redirects_to_https"])),
+    (AS_FOUND, "pgbouncer", Verified(&["output.success_percent >= 100.0"])),
+    (AS_FOUND, "redis", Verified(&["output.server.append_only"])),
+    (Some(no_limit_of_memory), "redis", Verified(&["output.server.max_memory_bytes > 0"])),
+    (Some(few_clients), "redis", Verified(&["output.success_percent >= 100.0"])),
+    (Some(a_certificate_at_last), "site_check", Insists("headers", "no header Strict-Transport-Security")),
+    (Some(a_slow_service), "site_check", Insists("ttfb_ms_below", "below 100 ms wanted")),
+    (Some(a_service_that_refuses), "balance", Verified(&["output.status == 200"])),
+    (AS_FOUND, "site_check", Insists("status", "status 503 instead of 200")),
+    (AS_FOUND, "site_check", Insists("body_contains", "the body does not contain")),
+    (Some(a_certificate_for_another_name), "tls_certificate", Verified(&["output.name_valid"])),
 ];
 
 /// As [`crate::conditions::parts`] has them.
 pub(crate) fn red_before() -> impl Iterator<Item = String> {
-    FAULTS.into_iter().flat_map(|(_, step, red)| red.iter().map(move |part| format!("verify {step}: {part}")))
+    FAULTS.iter().flat_map(|(_, step, asked)| match asked {
+        Verified(red) => red.iter().map(|part| format!("verify {step}: {part}")).collect::<Vec<_>>(),
+        Insists(on, _) => vec![format!("expect {step}: {on}")],
+    })
 }
 
 fn no_limit_of_memory(lab: &mut Lab, _: &Looks) -> Result<()> {
@@ -47,9 +62,19 @@ fn few_clients(lab: &mut Lab, _: &Looks) -> Result<()> {
     lab.redis.cli(&["CONFIG", "SET", "maxclients", "3"]).map(drop)
 }
 
-/// Behind a site that is as it should be.
-fn a_service_that_refuses(lab: &mut Lab, looks: &Looks) -> Result<()> {
-    looks.does("tls_certificate")?;
+/// Without it nobody gets to what the site answers.
+fn a_certificate_at_last(_: &mut Lab, looks: &Looks) -> Result<()> {
+    looks.does("tls_certificate").map(drop)
+}
+
+fn a_slow_service(lab: &mut Lab, _: &Looks) -> Result<()> {
+    let slow = format!("http://{}/admin/fault/slow", lab.sides.blue());
+    let put = Command::new(program("curl", "curl")?).args(["-sf", "--noproxy", "*", "-X", "PUT", &slow]).output()?;
+    ensure!(put.status.success(), "{put:?}");
+    Ok(())
+}
+
+fn a_service_that_refuses(lab: &mut Lab, _: &Looks) -> Result<()> {
     refuse(&lab.sides.nginx.site(), "/health")?;
     lab.sides.nginx.restart()
 }
@@ -76,7 +101,9 @@ impl Looks {
         let playbook = read(shipped(ROLLOUT).as_bytes(), &Catalogue::default()).playbook.context("it has no errors")?;
         let steps = playbook.spec.phases.into_iter().flat_map(|phase| phase.steps).collect();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        Ok(Self { steps, actions: muster_infra::actions(), inputs: rollout_inputs(lab), runtime })
+        let mut inputs = rollout_inputs(lab);
+        inputs["ttfb_ms"] = 100.into();
+        Ok(Self { steps, actions: muster_infra::actions(), inputs, runtime })
     }
 
     fn step(&self, id: &str) -> Result<&Step> {
@@ -87,6 +114,19 @@ impl Looks {
     fn does(&self, id: &str) -> Result<Value> {
         let step = self.step(id)?;
         self.acts(step.action.as_deref(), step.with.as_ref())
+    }
+
+    /// The step refuses by these words when it insists on this, and does not when it insists on nothing.
+    fn refuses(&self, id: &str, on: &str, says: &str) -> Result<()> {
+        let step = self.step(id)?;
+        let mut with = step.with.clone().with_context(|| format!("{id} has no parameters"))?;
+        let wanted = with.remove("expect").and_then(|all| all.get(on).cloned());
+        let wanted = wanted.with_context(|| format!("{id} does not insist on {on}"))?;
+        self.acts(step.action.as_deref(), Some(&with))?;
+        with.insert("expect".into(), json!({on: wanted}));
+        let Err(refused) = self.acts(step.action.as_deref(), Some(&with)) else { bail!("{id} bears it: {on}") };
+        ensure!(refused.to_string().contains(says), "{id} refuses, but says {refused}");
+        Ok(())
     }
 
     /// What of the step's verification is false.
@@ -111,22 +151,28 @@ impl Looks {
     }
 }
 
-fn each_is_red() -> Result<()> {
-    let mut lab = Lab::start(Pooling::OneSession)?;
+/// What is not red, and should be.
+fn open() -> Result<Vec<String>> {
+    let (mut lab, mut open) = (Lab::start(Pooling::OneSession)?, Vec::new());
     let looks = Looks::at(&lab)?;
-    for (bring, step, wanted) in FAULTS {
+    for (bring, step, asked) in &FAULTS {
         if let Some(bring) = bring {
             bring(&mut lab, &looks)?;
         }
-        let red = looks.red(step).with_context(|| format!("verification of {step}"))?;
-        for part in wanted {
-            ensure!(red.iter().any(|r| r == part), "verification of {step}: `{part}` is not red, only {red:?}");
+        match asked {
+            Verified(wanted) => {
+                let red = looks.red(step).with_context(|| format!("verification of {step}"))?;
+                let green = wanted.iter().filter(|part| !red.iter().any(|r| r == *part));
+                open.extend(green.map(|part| format!("verification of {step}: `{part}` is not red, only {red:?}")));
+            }
+            Insists(on, says) => open.extend(looks.refuses(step, on, says).err().map(|e| format!("{e:#}"))),
         }
     }
-    Ok(())
+    Ok(open)
 }
 
 #[test]
-fn what_a_verification_expects_is_red_before_the_work_or_by_a_fault() {
-    each_is_red().unwrap();
+fn what_a_step_is_verified_by_or_insists_on_is_red_before_the_work_or_by_a_fault() {
+    let open = open().unwrap();
+    assert!(open.is_empty(), "{}", open.join("\n"));
 }
