@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result, ensure};
 use muster_engine::{
     plan::Catalogue,
-    playbook::{Outputs, Scope, expr, read},
+    playbook::{Outputs, Scope, expr, read, schema::Step},
 };
 use serde_json::{Value, json};
 
@@ -90,6 +90,12 @@ pub(crate) fn parts(yaml: &str) -> Result<Vec<String>> {
         }
     }
     Ok(all)
+}
+
+/// All steps of a playbook.
+pub(crate) fn steps(yaml: &str) -> Result<Vec<Step>> {
+    let playbook = read(yaml.as_bytes(), &Catalogue::default()).playbook.context("it has no errors")?;
+    Ok(playbook.spec.phases.into_iter().flat_map(|phase| phase.steps).collect())
 }
 
 /// The two of `A && B`, which are red apart from each other.

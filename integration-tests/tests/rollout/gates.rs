@@ -2,7 +2,8 @@
 //!
 //! A gate names its red conditions, and the run is walked back. Where a step refuses before its gate is reached, the gate is
 //! judged on what that step gave: it would have closed, too. Such a condition does not stand there for nothing: a person may
-//! answer for a step that asks, and then the gate has nothing but its condition. What `verify` expects is in `verifications`.
+//! answer for a step that asks, and then the gate has nothing but its condition. What `verify` and `expect` want is in
+//! `verifications`.
 
 use std::{
     collections::BTreeSet,
@@ -11,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use muster_agent::allow::Allow;
 use muster_integration_tests::{
     lab::{Lab, Pooling},
     process::checkout,
@@ -19,7 +21,7 @@ use muster_integration_tests::{
 use serde_json::{Value, json};
 
 use crate::{
-    conditions::{Evidence, conditions, parts},
+    conditions::{Evidence, conditions, parts, steps},
     ended, greeting, release_inputs, rollout_inputs, shipped, start, three_agents, verifications,
 };
 
@@ -267,15 +269,36 @@ fn no_condition_of_a_shipped_playbook_is_without_a_fault() {
     let by_greeting = greeting::CLOSES.iter().map(|part| (HELLO, (*part).to_owned()));
     let by_look = verifications::red_before().map(|part| (ROLLOUT, part));
     let red: BTreeSet<_> = by_fault.chain(by_greeting).chain(by_look).map(|(p, part)| (p.to_owned(), part)).collect();
-    let mut wanted = BTreeSet::new();
-    for entry in fs::read_dir(checkout().join("playbooks")).unwrap() {
-        let file = entry.unwrap().path();
-        if file.extension().is_some_and(|ending| ending == "yaml") {
-            let name = file.file_stem().unwrap().to_string_lossy().into_owned();
-            wanted.extend(parts(&shipped(&name)).unwrap().into_iter().map(|part| (name.clone(), part)));
-        }
-    }
+    let of_playbook = |name: String| parts(&shipped(&name)).unwrap().into_iter().map(move |part| (name.clone(), part));
+    let wanted: BTreeSet<_> = playbooks().flat_map(of_playbook).collect();
     let only = |these: &BTreeSet<_>, those| these.difference(those).cloned().collect::<Vec<(String, String)>>();
     assert_eq!(only(&wanted, &red), [], "no fault turns these red");
     assert_eq!(only(&red, &wanted), [], "no playbook has these");
+}
+
+#[test]
+fn no_action_that_only_looks_is_without_a_condition() {
+    let allow = Allow::default();
+    let actions =
+        [muster_infra::actions(), muster_integration::actions(&allow), muster_deployment::actions(&allow)].concat();
+    let mut unasked: BTreeSet<_> = actions.iter().map(|a| a.spec()).filter(|s| !s.undoable).map(|s| s.name).collect();
+    assert!(unasked.contains("http.check") && !unasked.contains("nginx.site"), "{unasked:?}");
+    for name in playbooks() {
+        let parts = parts(&shipped(&name)).unwrap();
+        for step in steps(&shipped(&name)).unwrap() {
+            let of_step = format!("steps.{}.", step.id);
+            if parts.iter().any(|part| part.contains(&of_step)) {
+                unasked.remove(&step.action.unwrap_or_default());
+            }
+            unasked.remove(&step.verify.map(|verify| verify.action).unwrap_or_default());
+        }
+    }
+    assert_eq!(unasked, BTreeSet::new(), "no shipped playbook judges what these see");
+}
+
+/// The names of the shipped playbooks.
+fn playbooks() -> impl Iterator<Item = String> {
+    let files = fs::read_dir(checkout().join("playbooks")).unwrap().map(|entry| entry.unwrap().path());
+    let playbooks = files.filter(|file| file.extension().is_some_and(|ending| ending == "yaml"));
+    playbooks.map(|file| file.file_stem().unwrap().to_string_lossy().into_owned())
 }

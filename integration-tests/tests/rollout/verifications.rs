@@ -4,15 +4,12 @@ use std::{fs, process::Command, sync::Arc};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use muster_agent::{Action, noop::Noop, testkit::Trial};
-use muster_engine::{
-    plan::Catalogue,
-    playbook::{Scope, expr, read, render, schema::Step},
-};
+use muster_engine::playbook::{Scope, expr, render, schema::Step};
 use muster_integration_tests::lab::{Certificates, Lab, Nginx, Pooling, program};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    conditions::Evidence,
+    conditions::{Evidence, steps},
     gates::{ROLLOUT, refuse},
     rollout_inputs, shipped,
 };
@@ -98,8 +95,7 @@ struct Looks {
 
 impl Looks {
     fn at(lab: &Lab) -> Result<Self> {
-        let playbook = read(shipped(ROLLOUT).as_bytes(), &Catalogue::default()).playbook.context("it has no errors")?;
-        let steps = playbook.spec.phases.into_iter().flat_map(|phase| phase.steps).collect();
+        let steps = steps(&shipped(ROLLOUT))?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let mut inputs = rollout_inputs(lab);
         inputs["ttfb_ms"] = 100.into();
