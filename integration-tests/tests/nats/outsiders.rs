@@ -1,13 +1,13 @@
 //! Outsiders with keys of their own: one who may signal runs, and one who may read events. Each can do that and nothing else.
 
-use std::path::Path;
+use std::{fs, path::Path, process::Command};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use async_nats::jetstream;
 use futures_util::StreamExt as _;
 use muster_bus::testkit::NatsServer;
 use muster_integration_tests::{
-    process::{tail, wait_for},
+    process::{checkout, tail, wait_for},
     system::{SOON, System},
 };
 use serde_json::{Value, json};
@@ -154,6 +154,29 @@ async fn signals_and_nothing_else(program: &str) -> Result<()> {
     Ok(())
 }
 
+/// The Python of `docs/nats.md` as it stands there, by a stranger's NATS library, where the seeds are.
+fn signals_as_the_page_says(program: &str) -> Result<()> {
+    let house = House::open(program)?;
+    let run = house.start()?;
+    let page = fs::read_to_string(checkout().join("docs/nats.md"))?;
+    let [shown] = page.split("```python\n").skip(1).collect::<Vec<_>>()[..] else { bail!("one example is shown") };
+    let example = shown.split("```").next().context("it ends")?;
+    let lines = example.trim_end().replace('\n', "\n    ");
+    let script = format!(
+        "import asyncio, nats, sys\nurl, run = sys.argv[1:]\nasync def main():\n    {lines}\n    print(answer.data.decode())\n    \
+         await connection.close()\nasyncio.run(main())\n"
+    );
+    let python = checkout().join("target/tools/bin/python");
+    let mut example = Command::new(&python);
+    example.args(["-c", &script, &house.url, &run]).current_dir(house.keys.seeds());
+    let said = example.output().with_context(|| format!("{}: run `make tools`", python.display()))?;
+    let answer: Value = serde_json::from_slice(&said.stdout).with_context(|| format!("{said:?}"))?;
+    ensure!(answer == json!({"answer": "recorded"}), "{answer}");
+    house.system.wait_run(&run, &["SUCCEEDED"], SOON)?;
+    ensure!(house.signalled_by(&run)?[0].contains("signal/ci"), "{:?}", house.signalled_by(&run)?);
+    Ok(())
+}
+
 async fn reads_and_nothing_else(program: &str) -> Result<()> {
     let house = House::open(program)?;
     let run = house.start()?;
@@ -230,4 +253,9 @@ async fn who_may_read_events_does_that_and_nothing_else() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_may_read_events_does_that_and_nothing_else_on_the_newest_server() -> Result<()> {
     reads_and_nothing_else(NEWEST).await
+}
+
+#[test]
+fn the_example_of_the_page_signals_a_run() -> Result<()> {
+    signals_as_the_page_says(USUAL).context(USUAL)
 }
