@@ -44,10 +44,25 @@ impl SmallDisk {
     }
 
     fn run(&self, house: &House, script: &str) -> Result<()> {
-        let mut command = Command::new(&self.enter[0]);
-        let status = command.args(&self.enter[1..]).args(["sh", "-c", script]).arg(house.system.data_dir()).status()?;
+        let mut command = self.command();
+        let status = command.args(["sh", "-c", script]).arg(house.system.data_dir()).status()?;
         ensure!(status.success(), "{script}: {status}");
         Ok(())
+    }
+
+    /// `muster journal` with this word; how it ended, and what it said.
+    fn journal(&self, house: &House, word: &str) -> Result<(bool, String)> {
+        let mut command = self.command();
+        command.arg(binary("muster", "muster")).args(["journal", word, "--data-dir"]).arg(house.system.data_dir());
+        let ended = command.env("NO_COLOR", "1").output()?;
+        Ok((ended.status.success(), String::from_utf8(ended.stderr)?))
+    }
+
+    /// What is started on it.
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.enter[0]);
+        command.args(&self.enter[1..]);
+        command
     }
 
     /// Nothing is left, not even what a start throws away.
@@ -103,5 +118,30 @@ fn a_coordinator_that_is_killed_on_a_full_disk_waits_for_room_and_goes_on() -> R
     }
     house.nobody_is_woken()?;
     house.system.coordinator.take().context("it runs")?.terminate(SOON)?;
-    disk.run(&house, &format!("{} journal verify --data-dir \"$0\" > /dev/null", binary("muster", "muster").display()))
+    let (whole, said) = disk.journal(&house, "verify")?;
+    ensure!(whole, "{said}");
+    Ok(())
+}
+
+/// Nobody is there who could wait: what to do is said instead, and then it can be done.
+#[test]
+fn a_journal_that_is_opened_by_hand_on_a_full_disk_asks_for_room_and_is_as_it_was() -> Result<()> {
+    let mut house = House::start()?;
+    house.agent("fault-1")?;
+    let disk = SmallDisk::under(&mut house)?;
+    house.system.start_coordinator()?;
+    let run = house.run_of(&[APPEND])?;
+    house.ends(&run, "SUCCEEDED")?;
+    house.system.kill_coordinator()?;
+    disk.fill(&house)?;
+    let (done, said) = disk.journal(&house, "restored")?;
+    ensure!(!done && said.contains("NO_ROOM"), "{said}");
+    ensure!(said.contains("make room on the disk of the data directory"), "{said}");
+    let (whole, said) = disk.journal(&house, "verify")?;
+    ensure!(whole, "looking needs no room, and nothing is lost: {said}");
+    disk.make_room(&house)?;
+    let (done, said) = disk.journal(&house, "restored")?;
+    ensure!(done, "there is room, and it says {said}");
+    house.system.start_coordinator()?;
+    house.agrees(&run)
 }
