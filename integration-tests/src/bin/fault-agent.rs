@@ -56,6 +56,12 @@ struct Params {
     /// The try fails for good, after it has done its work.
     #[serde(default)]
     fails: bool,
+    /// It gives so much output, in MB.
+    #[serde(default)]
+    output_mb: usize,
+    /// To take it back it needs so much, in MB.
+    #[serde(default)]
+    undo_mb: usize,
 }
 
 impl Params {
@@ -86,8 +92,17 @@ impl Shared {
     }
 }
 
-fn failed(params: &Params) -> Result<Done, ActionError> {
-    if params.fails { Err(ActionError::permanent("it was told to fail")) } else { Ok(Done::default()) }
+fn ended(params: &Params) -> Result<Done, ActionError> {
+    let output =
+        if params.output_mb == 0 { json!({}) } else { json!({"first": "kept", "rest": megabytes(params.output_mb)}) };
+    if params.fails {
+        return Err(ActionError::Permanent { message: "it was told to fail".to_owned(), output: Some(output) });
+    }
+    Ok(Done { output, observations: Vec::new() })
+}
+
+fn megabytes(count: usize) -> String {
+    "x".repeat(count << 20)
 }
 
 fn put_whole(path: &Path, content: &str) -> Result<(), ActionError> {
@@ -125,9 +140,10 @@ impl Action for Put {
     }
 
     async fn prepare(&self, _: &Context, with: &Value) -> Result<Value, ActionError> {
-        self.shared.write("prepare", &Params::read(with)?)?;
+        let params = Params::read(with)?;
+        self.shared.write("prepare", &params)?;
         self.shared.hold("prepare").await;
-        Ok(json!({}))
+        Ok(if params.undo_mb == 0 { json!({}) } else { json!({"needs": megabytes(params.undo_mb)}) })
     }
 
     async fn run(&self, _: &Context, with: &Value) -> Result<Done, ActionError> {
@@ -137,7 +153,7 @@ impl Action for Put {
         put_whole(&self.shared.state(&params), "there")?;
         self.shared.hold("done").await;
         self.shared.write("end", &params)?;
-        failed(&params)
+        ended(&params)
     }
 
     async fn undo(&self, _: &Context, with: &Value, _: &Value) -> Result<Done, ActionError> {
@@ -171,6 +187,6 @@ impl Action for Append {
         self.0.write("begin", &params)?;
         self.0.hold("run").await;
         self.0.write("end", &params)?;
-        failed(&params)
+        ended(&params)
     }
 }

@@ -172,3 +172,35 @@ fn what_nobody_should_send_is_answered_or_dropped_and_changes_nothing() -> Resul
     })?;
     house.nobody_is_woken()
 }
+
+/// The broker would hang up on it: the agent cuts what it gives, says so, and does not begin what it could not take back.
+#[test]
+fn what_an_agent_gives_beyond_the_limit_is_cut_and_what_undo_would_need_is_refused() -> Result<()> {
+    let mut house = House::start()?;
+    house.agent("fault-1")?;
+    let large = |action, keys, more| ("s", action, keys, more);
+    // A debug build takes its time for 100 MB.
+    let append = ", undo: irreversible, timeout: 60s";
+    let run = house.run_of(&[large("ledger.append", append, ", output_mb: 100")])?;
+    let step = &house.ends(&run, "SUCCEEDED")?["steps"][0];
+    ensure!(step["attempts"][0]["truncated"] == true, "nobody says that it is cut");
+    let kept = step["output"]["rest"].as_str().context("the beginning is there")?.len();
+    ensure!(step["output"]["first"] == "kept" && kept <= 16 << 10, "{kept} bytes of it are there");
+
+    let run = house.run_of(&[large("ledger.append", append, ", output_mb: 100, fails: true")])?;
+    let ended = house.ends(&run, "FAILED")?;
+    let reason = ended["stateReason"].as_str().unwrap_or_default();
+    ensure!(reason.contains("it was told to fail (its output was too large and is cut)"), "{reason}");
+
+    let run = house.run_of(&[large("ledger.put", ", timeout: 60s", ", undo_mb: 100")])?;
+    let ended = house.ends(&run, "FAILED")?;
+    let reason = ended["stateReason"].as_str().unwrap_or_default();
+    ensure!(reason.contains("what undo would need is ") && reason.contains("; the limit is "), "{reason}");
+    ensure!(house.count("begin", &run, "s") == 0 && !house.is_put(&run, "s"), "it was done all the same");
+
+    let next = house.run_of(&[APPEND])?;
+    house.ends(&next, "SUCCEEDED")?;
+    let (resident, held) = (resident_mb(&house)?, house.system.json(&["agent", "get", "fault-1"])?);
+    ensure!(resident < 200 && held["state"].as_str().is_some_and(|s| s.ends_with("READY")), "{resident} MB, {held}");
+    house.nobody_is_woken()
+}
