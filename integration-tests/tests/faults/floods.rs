@@ -187,12 +187,12 @@ fn what_an_agent_gives_beyond_the_limit_is_cut_and_what_undo_would_need_is_refus
     let kept = step["output"]["rest"].as_str().context("the beginning is there")?.len();
     ensure!(step["output"]["first"] == "kept" && kept <= 16 << 10, "{kept} bytes of it are there");
 
-    let run = house.run_of(&[large("ledger.append", append, ", output_mb: 100, fails: true")])?;
+    let run = house.run_of(&[large("ledger.append", append, ", output_mb: 1, fails: true")])?;
     let ended = house.ends(&run, "FAILED")?;
     let reason = ended["stateReason"].as_str().unwrap_or_default();
     ensure!(reason.contains("it was told to fail (its output was too large and is cut)"), "{reason}");
 
-    let run = house.run_of(&[large("ledger.put", ", timeout: 60s", ", undo_mb: 100")])?;
+    let run = house.run_of(&[large("ledger.put", "", ", undo_mb: 1")])?;
     let ended = house.ends(&run, "FAILED")?;
     let reason = ended["stateReason"].as_str().unwrap_or_default();
     ensure!(reason.contains("what undo would need is ") && reason.contains("; the limit is "), "{reason}");
