@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use muster_integration_tests::{lab::DATABASE, proxy::Proxy};
 use serde_json::json;
 
-use crate::gates::{Gates, Red, and, refuse};
+use crate::gates::{Gates, ROLLOUT, Red, and, refuse, refused};
 
 impl Gates {
     pub(crate) fn a_slow_database(&mut self) -> Result<Red> {
@@ -67,11 +67,14 @@ impl Gates {
         seen
     }
 
+    /// Once it is known who shares the requests: each of them would take its time, too.
     pub(crate) fn a_slow_first_byte(&mut self) -> Result<Red> {
         let proxy = Proxy::start(&self.lab.sides.nginx.http_address())?;
-        proxy.delay(Duration::from_millis(60));
         let servers = json!({"upstream_servers": [{"address": proxy.address()}]});
-        self.refuses("site_check", &servers, "below 100 ms wanted")
+        let (run, replica) = self.begin_until_the_replica(servers)?;
+        proxy.delay(Duration::from_millis(60));
+        replica.heal();
+        refused(&self.system, ROLLOUT, &run, "site_check", "below 100 ms wanted")
     }
 
     /// A dead cache that lived for weeks, a door that refuses what is cached, and another site that allows old TLS only.

@@ -120,11 +120,20 @@ const COUNTED: [Fault; 8] = [
     fault("a stranger in the backup's place", &["steps.backup.output.size_bytes > 0"], Gates::a_word_for_the_backup),
 ];
 
-/// The playbook as it is shipped, but for its patience: what a fault does to a step that does not pass by waiting.
+/// The playbook as it is shipped, but for its patience: what a fault does to a step that does not pass by waiting. A little more
+/// has who asks a replica that is held back.
 fn impatient(playbook: &str) -> String {
-    let impatiently = |line: &str| match line.split_once("retry: {") {
-        Some((before, _)) => format!("{before}retry: {{maxAttempts: 2, backoff: {{initial: 100ms, max: 100ms}}}}\n"),
-        None => format!("{line}\n"),
+    let mut tries = 2;
+    let impatiently = |line: &str| {
+        if let Some(id) = line.trim_start().strip_prefix("- id: ") {
+            tries = if id.starts_with("replication") { 4 } else { 2 };
+        }
+        match line.split_once("retry: {") {
+            Some((before, _)) => {
+                format!("{before}retry: {{maxAttempts: {tries}, backoff: {{initial: 100ms, max: 100ms}}}}\n")
+            }
+            None => format!("{line}\n"),
+        }
     };
     shipped(playbook).lines().map(impatiently).collect()
 }

@@ -25,6 +25,20 @@ use crate::{
 const LONG: Duration = Duration::from_secs(60);
 
 impl Gates {
+    /// Starts a run whose replica is not there before the proxy heals; all else of that phase is done.
+    pub(crate) fn begin_until_the_replica(&self, mut others: Value) -> Result<(String, Proxy)> {
+        let replica = Proxy::start(&self.lab.replica.address())?;
+        replica.cut();
+        others["database_replica"] = replica.address().into();
+        let run = self.begin(&others)?;
+        wait_for("all but the replica is ready", LONG, || {
+            let seen = self.system.json(&["run", "get", &run])?;
+            let done = |step| state(&seen, step) == "STATE_SUCCEEDED";
+            Ok((done("balance") && done("redis")).then_some(()))
+        })?;
+        Ok((run, replica))
+    }
+
     /// It ends clients that are silent for longer than the verification's pause, and shorter than the probe's.
     pub(crate) fn a_pool_that_drops_who_thinks(&mut self) -> Result<Red> {
         let config = self.lab.pgbouncer.config();
@@ -62,14 +76,7 @@ impl Gates {
 
     /// Once the certificate is there, somebody adds a site of this name with another one. The next request refuses that.
     pub(crate) fn another_site_of_this_name(&mut self) -> Result<Red> {
-        let replica = Proxy::start(&self.lab.replica.address())?;
-        replica.cut();
-        let run = self.begin(&json!({"database_replica": replica.address()}))?;
-        wait_for("the site is ready", LONG, || {
-            let seen = self.system.json(&["run", "get", &run])?;
-            let done = |step| state(&seen, step) == "STATE_SUCCEEDED";
-            Ok((done("balance") && done("redis")).then_some(()))
-        })?;
+        let (run, replica) = self.begin_until_the_replica(json!({}))?;
         // nginx takes the first site of a name.
         let other = self.lab.nginx.site().with_file_name("another.conf");
         let theirs = Certificates::make(&self.lab.dir().join("theirs"), &Nginx::user()?, "other.test", 60)?;
