@@ -100,8 +100,8 @@ async fn a_task_is_started_once_however_often_it_comes() {
 }
 
 /// The answer to a report that takes this task along.
-fn with_task(task: &Task) -> Option<ReportReply> {
-    Some(ReportReply::Recorded { orders: Vec::new(), task: Some(Box::new(task.clone())) })
+fn with_task(task: &Task) -> ReportReply {
+    ReportReply::Recorded { orders: Vec::new(), task: Some(Box::new(task.clone())) }
 }
 
 #[tokio::test(start_paused = true)]
@@ -109,7 +109,7 @@ async fn a_task_in_an_answer_is_started_once_though_it_comes_again() {
     let (coordinator, agent) = both(Setup::default()).await;
     assert!(coordinator.registered(1).await.tasks_in_answers);
     let (first, next) = (coordinator.task("a", json!({})), coordinator.task("b", json!({"do": "wait"})));
-    coordinator.heard().report_answers.push_back(with_task(&next));
+    coordinator.heard().report_answers.push_back(Some(with_task(&next)));
     coordinator.carry_out(&first).await;
     for _ in 0..3 {
         assert!(is_accepted(&coordinator.send(&next).await), "its copies are answered");
@@ -124,12 +124,12 @@ async fn why_a_task_in_an_answer_is_not_started_its_copy_is_told() {
     let (coordinator, agent) = both(Setup::default()).await;
     let mut strange = coordinator.task("b", json!({}));
     strange.version = "9.0.0".to_owned();
-    coordinator.heard().report_answers.push_back(with_task(&strange));
+    coordinator.heard().report_answers.push_back(Some(with_task(&strange)));
     coordinator.carry_out(&coordinator.task("a", json!({}))).await;
     assert!(matches!(coordinator.send(&strange).await, Ok(TaskReply::Refused { why }) if why.contains("9.0.0")));
     let late = coordinator.task("c", json!({}));
     let held = coordinator.task("d", json!({"do": "wait"}));
-    coordinator.heard().report_answers.push_back(with_task(&late));
+    coordinator.heard().report_answers.push_back(Some(with_task(&late)));
     assert!(is_accepted(&coordinator.send(&held).await));
     agent.shutdown.cancel();
     coordinator.wait("a beat that says so", |heard| heard.beats.iter().any(|beat| beat.draining).then_some(())).await;
