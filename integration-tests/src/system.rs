@@ -14,12 +14,16 @@ use muster_bus::testkit::NatsServer;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::process::{Process, binary, tail, wait_for};
+use crate::{
+    canary,
+    process::{Process, binary, tail, wait_for},
+    sweep::{at_the_end, sweep},
+};
 
 /// How long something may take that takes a moment.
 pub const SOON: Duration = Duration::from_secs(30);
 
-/// See the module.
+/// See the module. When it ends, all its processes do, and what they have left is searched for secrets.
 pub struct System {
     /// Where everything is written.
     pub dir: TempDir,
@@ -178,11 +182,15 @@ impl System {
     /// Run the CLI against this system.
     ///
     /// # Errors
-    /// When it does not start.
+    /// When it does not start, or says a password of the lab.
     pub fn cli(&self, args: &[&str]) -> Result<Output> {
         let mut command = Command::new(binary("muster", "muster"));
         self.environment(&mut command);
-        Ok(command.args(args).output()?)
+        let output = command.args(args).output()?;
+        for said in [&output.stdout, &output.stderr] {
+            canary::nothing_of_the_lab(&format!("what `muster {}` says", args.join(" ")), said)?;
+        }
+        Ok(output)
     }
 
     /// Run the CLI with `-o json` and read what it prints; it must not fail.
@@ -246,6 +254,19 @@ impl System {
             .env("MUSTER_SERVER", format!("http://{}", self.listen))
             .env("MUSTER_TOKEN_FILE", self.data_dir().join("admin.token"))
             .env("NO_COLOR", "1");
+    }
+}
+
+impl Drop for System {
+    fn drop(&mut self) {
+        self.agents.clear();
+        self.coordinator = None;
+        // Gone already is as good as ended.
+        let _ = self.nats.kill();
+        at_the_end(sweep(self.dir.path()).and_then(|swept| {
+            ensure!(swept.files > 0, "a system that has left no file was none");
+            sweep(self.nats.folder())
+        }));
     }
 }
 

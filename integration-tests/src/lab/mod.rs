@@ -23,7 +23,6 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use tempfile::TempDir;
 
 pub use self::{
     inputs::{Inputs, Member},
@@ -39,6 +38,7 @@ pub use self::{
     sides::{BlueGreen, FIRST, NEXT, SECOND_DOOR},
     tls::Certificates,
 };
+pub use crate::sweep::Folder;
 
 /// The host name of the lab's site.
 pub const DOMAIN: &str = "revenue-engine.tradingrobotplug.com";
@@ -46,8 +46,8 @@ pub const DOMAIN: &str = "revenue-engine.tradingrobotplug.com";
 /// What nginx calls the servers behind it.
 const UPSTREAM: &str = "revenue_engine";
 
-/// A folder that ordinary users can reach, and that goes away with this value.
-pub fn folder() -> Result<TempDir> {
+/// A folder that ordinary users can reach, and that goes away with this value, searched for passwords.
+pub fn folder() -> Result<Folder> {
     let dir = tempfile::Builder::new().prefix("muster-lab-").tempdir().context("no temporary folder can be made")?;
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
     if rustix::process::geteuid().is_root() {
@@ -56,7 +56,7 @@ pub fn folder() -> Result<TempDir> {
             ensure!(open, "{} can't be reached by ordinary users; set TMPDIR to a folder that can", parent.display());
         }
     }
-    Ok(dir)
+    Ok(Folder::of(dir))
 }
 
 /// The roadmap's systems as they are found: an expired certificate, no redirect to HTTPS, no pooling; a Redis that forgets at
@@ -84,7 +84,7 @@ pub struct Lab {
     /// Expired for five days.
     pub certificates: Certificates,
     upstream_ask: String,
-    dir: TempDir,
+    dir: Folder,
 }
 
 impl Lab {

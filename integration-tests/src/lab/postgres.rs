@@ -14,6 +14,7 @@ use super::{
     process::{RunAs, Server, Start, run},
     tls::secret,
 };
+use crate::canary;
 
 /// PostgreSQL with SCRAM passwords, the database `revenue_engine` and the role `app`; all roles have the same password.
 #[derive(Debug)]
@@ -40,7 +41,7 @@ impl Postgres {
         let bin = newest_bin().context(INSTALL)?;
         let run_as = RunAs::ordinary("postgres")?;
         run_as.folder(dir)?;
-        let password = uuid::Uuid::new_v4().simple().to_string();
+        let password = canary::password();
         let mut made = Self { server: None, bin, dir: dir.to_owned(), run_as, port: free_port()?, password };
         secret(&made.run_as, &made.password_file(), &format!("{}\n", made.password))?;
         let (data, password) = (made.data(), made.password_file().display().to_string());

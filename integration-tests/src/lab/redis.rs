@@ -13,6 +13,7 @@ use super::{
     process::{RunAs, Server, Start, program, run},
     tls::secret,
 };
+use crate::canary;
 
 /// Redis with a password, without persistence and without a limit of memory: after a restart all is gone.
 ///
@@ -41,7 +42,7 @@ impl Redis {
     pub fn start_with(dir: &Path, lines: &str) -> Result<Self> {
         let run_as = RunAs::ordinary("nobody")?;
         run_as.folder(dir)?;
-        let password = uuid::Uuid::new_v4().simple().to_string();
+        let password = canary::password();
         let mut made = Self { server: None, dir: dir.to_owned(), run_as, port: free_port()?, password };
         secret(&made.run_as, &made.password_file(), &format!("{}\n", made.password))?;
         let config = format!(

@@ -16,7 +16,6 @@ use muster_agent::{Action, Done, allow::Allow};
 use muster_deployment::switch::Switch;
 use muster_integration_tests::lab::{self, BlueGreen, NEXT};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use crate::{allowing, trial};
@@ -24,7 +23,7 @@ use crate::{allowing, trial};
 /// Fields are dropped in this order.
 pub(crate) struct Front {
     pub(crate) sides: BlueGreen,
-    pub(crate) dir: TempDir,
+    pub(crate) dir: lab::Folder,
 }
 
 pub(crate) fn front() -> Front {

@@ -10,14 +10,13 @@ use muster_agent::{Action, ActionError, Checked};
 use muster_infra::backup::Backup;
 use muster_integration_tests::lab::{self, APP_USER, DATABASE, Postgres, RunAs};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use crate::{assert_gave_up, context, does, guarded::at_work_in, knowing, mute, undoes};
 
 /// Fields are dropped in this order.
 struct Base {
     postgres: Postgres,
-    dir: TempDir,
+    dir: lab::Folder,
 }
 
 fn base() -> Base {

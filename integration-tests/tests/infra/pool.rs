@@ -9,7 +9,6 @@ use muster_infra::{
 };
 use muster_integration_tests::lab::{self, APP_USER, CONSOLE_USER, DATABASE, PgBouncer, Pooling, Postgres};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use crate::{assert_gave_up, context, does, knowing, mute, undoes};
 
@@ -17,7 +16,7 @@ use crate::{assert_gave_up, context, does, knowing, mute, undoes};
 struct Base {
     pgbouncer: PgBouncer,
     postgres: Postgres,
-    dir: TempDir,
+    dir: lab::Folder,
 }
 
 fn base(pooling: Pooling) -> Base {

@@ -9,14 +9,13 @@ use muster_agent::{Action, ActionError, Checked};
 use muster_infra::redis::{Configure, Probe};
 use muster_integration_tests::lab::{self, REDIS_READER, Redis};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use crate::{assert_gave_up, context, does, knowing, mute, undoes};
 
 /// Fields are dropped in this order.
 struct Base {
     redis: Redis,
-    dir: TempDir,
+    dir: lab::Folder,
 }
 
 fn base() -> Base {

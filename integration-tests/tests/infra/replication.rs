@@ -10,7 +10,6 @@ use muster_agent::{Action, ActionError};
 use muster_infra::postgres::Replication;
 use muster_integration_tests::lab::{self, APP_USER, DATABASE, Postgres};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use crate::{assert_gave_up, context};
 
@@ -18,7 +17,7 @@ use crate::{assert_gave_up, context};
 struct Base {
     replica: Postgres,
     primary: Postgres,
-    dir: TempDir,
+    dir: lab::Folder,
 }
 
 fn base() -> Base {

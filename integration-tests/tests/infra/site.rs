@@ -6,7 +6,6 @@ use muster_agent::{Action, ActionError, Checked};
 use muster_infra::{http::Check, nginx::Site};
 use muster_integration_tests::lab::{self, Certificates, DOMAIN, Nginx, SampleService};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use crate::{assert_gave_up, context, does, mute, undoes};
 
@@ -15,7 +14,7 @@ struct Front {
     nginx: Nginx,
     service: SampleService,
     certificates: Certificates,
-    _dir: TempDir,
+    _dir: lab::Folder,
 }
 
 fn front() -> Front {

@@ -16,7 +16,6 @@ use muster_agent::{Action, ActionError, Checked};
 use muster_infra::nginx::{Site, Upstream};
 use muster_integration_tests::lab::{self, Certificates, DOMAIN, Nginx, SampleService};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use crate::{assert_gave_up, context, does, mute, undoes};
 
@@ -26,7 +25,7 @@ struct Front {
     one: SampleService,
     two: SampleService,
     ask: String,
-    _dir: TempDir,
+    _dir: lab::Folder,
 }
 
 fn front() -> Front {

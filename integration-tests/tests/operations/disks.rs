@@ -154,7 +154,7 @@ pub(crate) fn moved(scene: &str) -> Result<()> {
     stage.stop()?;
     let new = stage.file("new-place");
     stage.set("NEW_DATA_DIR", path(&new)?);
-    let aside = stage.file("token");
+    let aside = stage.file("admin.token");
     fs::copy(stage.system.data_dir().join("admin.token"), &aside)?;
     stage.next()?;
     // The command line of the tests reads its token in the old place.

@@ -68,6 +68,11 @@ impl NatsServer {
         self.port
     }
 
+    /// Where its files are: its log, and what JetStream keeps.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.id()

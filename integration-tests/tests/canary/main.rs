@@ -9,7 +9,7 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::Command,
     sync::{Arc, Mutex},
 };
 
@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result, ensure};
 use futures_util::StreamExt as _;
 use muster_bus::testkit::NatsServer;
 use muster_integration_tests::{
+    canary::{Place, Seen, holds, needles},
     process::{Process, wait_for},
     system::{SOON, System, free_address, path},
 };
@@ -31,81 +32,6 @@ const PASSWORD: &str = "zH4?/v=~3Fd9_xKu7&gB1s6$WcJ\\2rMe8";
 const MARK: &str = "[secret canary]";
 /// Each a step that fails or succeeds in its own way.
 const WAYS: [&str; 9] = ["log", "output", "large", "child", "error", "short_error", "panic", "prepare", "status"];
-
-/// Where something was seen, and what.
-type Place = (String, Vec<u8>);
-
-/// Everything that was seen, with where.
-#[derive(Default)]
-struct Seen(Vec<Place>);
-
-impl Seen {
-    fn output(&mut self, what: &str, output: &Output) {
-        self.0.push((format!("{what}: stdout"), output.stdout.clone()));
-        self.0.push((format!("{what}: stderr"), output.stderr.clone()));
-    }
-
-    /// All files below a folder but these.
-    fn files(&mut self, folder: &Path, except: &[&Path]) -> Result<()> {
-        for item in fs::read_dir(folder).with_context(|| format!("{}", folder.display()))? {
-            let item = item?;
-            let (path, kind) = (item.path(), item.file_type()?);
-            if kind.is_dir() {
-                self.files(&path, except)?;
-            } else if kind.is_file() && !except.contains(&path.as_path()) {
-                let content = fs::read(&path).with_context(|| format!("{}", path.display()))?;
-                self.0.push((path.display().to_string(), content));
-            }
-        }
-        Ok(())
-    }
-
-    fn holding(&self, needle: &[u8]) -> Vec<&str> {
-        self.0.iter().filter(|(_, bytes)| holds(bytes, needle)).map(|(place, _)| place.as_str()).collect()
-    }
-}
-
-fn holds(bytes: &[u8], needle: &[u8]) -> bool {
-    memchr::memmem::find(bytes, needle).is_some()
-}
-
-/// The forms that are searched for, made with nothing of the agent's code.
-fn needles(value: &str) -> Vec<(&'static str, Vec<u8>)> {
-    let json = Value::from(value).to_string();
-    let json = json.trim_matches('"').to_owned();
-    let nested = Value::from(json.as_str()).to_string();
-    let percent = |hex: fn(u8) -> String| -> String {
-        value
-            .bytes()
-            .map(|b| if b.is_ascii_alphanumeric() || b"-._~".contains(&b) { char::from(b).to_string() } else { hex(b) })
-            .collect()
-    };
-    let mut needles = vec![
-        ("plain", value.as_bytes().to_vec()),
-        ("its beginning", value.as_bytes()[..12].to_vec()),
-        ("its end", value.as_bytes()[value.len() - 12..].to_vec()),
-        ("JSON", json.into_bytes()),
-        ("JSON in JSON", nested.trim_matches('"').as_bytes().to_vec()),
-        ("percent", percent(|b| format!("%{b:02X}")).into_bytes()),
-        ("percent, lower case", percent(|b| format!("%{b:02x}")).into_bytes()),
-        ("hex", value.bytes().fold(String::new(), |hex, b| format!("{hex}{b:02x}")).into_bytes()),
-    ];
-    for (name, alphabet) in [("base64", *b"+/"), ("base64 of addresses", *b"-_")] {
-        needles.extend((0..3).map(|offset| (name, base64(value, offset, alphabet))));
-    }
-    needles
-}
-
-/// What of the value stands in base64 behind `offset` other bytes, whatever is around it.
-fn base64(value: &str, offset: usize, last: [u8; 2]) -> Vec<u8> {
-    let letters: Vec<u8> = (b'A'..=b'Z').chain(b'a'..=b'z').chain(b'0'..=b'9').chain(last).collect();
-    let bits: Vec<u8> = std::iter::repeat_n(0, offset)
-        .chain(value.bytes())
-        .flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1))
-        .collect();
-    let whole = bits.chunks_exact(6).map(|six| letters[six.iter().fold(0, |n, bit| n * 2 + usize::from(*bit))]);
-    whole.skip((offset * 8).div_ceil(6)).collect()
-}
 
 /// A server that is spoken to like Redis, and says in every error who asks with what. It serves until the test ends.
 fn parrot() -> Result<SocketAddr> {
@@ -297,8 +223,9 @@ fn a_secret_is_in_its_file_and_nowhere_else() -> Result<()> {
     let mut follow = follow;
     wait_for("whoever follows the log is done", SOON, || Ok((!follow.is_running()).then_some(())))?;
     house.ask(&run, "at the end")?;
-    let System { dir, mut coordinator, mut agents, .. } = house.system;
-    for process in agents.values_mut().chain(coordinator.as_mut()) {
+    let system = &mut house.system;
+    let dir = &system.dir;
+    for process in system.agents.values_mut().chain(system.coordinator.as_mut()) {
         process.terminate(SOON)?;
     }
     let mut seen = house.seen;

@@ -1,0 +1,167 @@
+//! What a test leaves in its folders is searched for the passwords of its servers before it is removed: only the files that
+//! have to hold one may. A find fails the test, and names file and form.
+
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use tempfile::TempDir;
+
+use crate::canary::{GZIP, Needle, content, holds, lab_needles, needles};
+
+/// What a file is called that has to hold a secret, and why. Nobody but its owner may read it.
+const HOLDERS: [(&str, &str); 4] = [
+    ("password", "steps name it as the file of their password"),
+    ("redis.conf", "Redis reads its users from it"),
+    ("users.txt", "PgBouncer reads its users from it"),
+    ("postgresql.auto.conf", "a replica reads from it how it reaches its primary"),
+];
+
+/// The first token of a coordinator. It is a secret of its own, and so is all that ends with [`SEED`]: a key for NATS.
+const TOKEN: &str = "admin.token";
+const SEED: &str = "nk";
+
+/// Below such a folder an action keeps a holder as it was, for its undo: its name goes on with a dot and a digest.
+const KEPT: &str = ".muster-undo";
+
+/// Names a file that gets a line for each search: program, folder, files, bytes.
+const LEDGER: &str = "MUSTER_SWEPT";
+
+/// What was looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// How many files.
+    pub files: u64,
+    /// How large they are together.
+    pub bytes: u64,
+}
+
+/// A temporary folder that is searched before it is removed.
+#[derive(Debug)]
+pub struct Folder(TempDir);
+
+impl Folder {
+    /// Takes over a folder.
+    pub fn of(dir: TempDir) -> Self {
+        Self(dir)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        at_the_end(sweep(self.path()));
+    }
+}
+
+/// Fails the test with what a search has found. One that fails already is told of it, and goes on failing for its own reason.
+pub(crate) fn at_the_end(swept: Result<Swept>) {
+    let Err(error) = swept else { return };
+    assert!(std::thread::panicking(), "{error:#}");
+    // Nobody is left to be told when stderr is gone.
+    let _ = writeln!(std::io::stderr(), "{error:#}");
+}
+
+/// Searches all files below `folder` for the passwords of the lab, and for the first tokens of coordinators and the keys for NATS
+/// that are there, too.
+///
+/// # Errors
+/// Names each file that holds one and should not, with the form; and each that should, and that others may read.
+pub fn sweep(folder: &Path) -> Result<Swept> {
+    let mut files = Vec::new();
+    let swept = files_below(folder, &mut files)?;
+    let own = files.iter().filter(|file| is_a_secret(file)).map(fs::read_to_string);
+    let own = own.collect::<Result<Vec<_>, _>>()?;
+    let mut all = lab_needles().to_vec();
+    all.extend(own.iter().map(|secret| secret.trim()).filter(|secret| secret.len() >= 12).flat_map(needles));
+    let mut suspects = grep(folder, &all)?;
+    suspects.extend(files.into_iter().filter(|file| is_packed(file)));
+    let mut found = Vec::new();
+    for file in suspects {
+        if is_holder(&file) {
+            let mode = fs::metadata(&file)?.permissions().mode();
+            if mode & 0o077 != 0 {
+                found.push(format!("{}: it holds a secret, and others may read it ({mode:o})", file.display()));
+            }
+            continue;
+        }
+        let bytes = content(&file)?;
+        let form = all.iter().find(|(_, needle)| holds(&bytes, needle));
+        found.extend(form.map(|(form, _)| format!("{}: {form}", file.display())));
+    }
+    note(folder, swept)?;
+    ensure!(found.is_empty(), "secrets are in what the test has left:\n{}", found.join("\n"));
+    Ok(swept)
+}
+
+fn is_a_secret(file: &Path) -> bool {
+    file.ends_with(TOKEN) || file.extension().is_some_and(|end| end == SEED)
+}
+
+fn is_holder(file: &Path) -> bool {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let kept = file.parent().is_some_and(|folder| folder.ends_with(KEPT));
+    is_a_secret(file)
+        || HOLDERS.iter().any(|(holder, _)| name == *holder || kept && name.starts_with(&format!("{holder}.")))
+}
+
+fn is_packed(file: &Path) -> bool {
+    file.extension().is_some_and(|end| end == "gz") && fs::read(file).is_ok_and(|bytes| bytes.starts_with(&GZIP))
+}
+
+fn files_below(folder: &Path, files: &mut Vec<PathBuf>) -> Result<Swept> {
+    let mut swept = Swept::default();
+    for item in fs::read_dir(folder).with_context(|| format!("{}", folder.display()))? {
+        let item = item?;
+        let kind = item.file_type()?;
+        if kind.is_dir() {
+            let below = files_below(&item.path(), files)?;
+            swept = Swept { files: swept.files + below.files, bytes: swept.bytes + below.bytes };
+        } else if kind.is_file() {
+            swept = Swept { files: swept.files + 1, bytes: swept.bytes + item.metadata()?.len() };
+            files.push(item.path());
+        }
+    }
+    Ok(swept)
+}
+
+/// The files that hold one of them. By grep, since a folder with databases is large and tests are not optimised.
+fn grep(folder: &Path, needles: &[Needle]) -> Result<Vec<PathBuf>> {
+    let mut child = Command::new("grep")
+        .args(["--recursive", "--text", "--fixed-strings", "--files-with-matches", "--null", "--file=-", "--"])
+        .arg(folder)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("grep does not start")?;
+    let patterns: Vec<&[u8]> = needles.iter().map(|(_, needle)| needle.as_slice()).collect();
+    child.stdin.take().context("it has an input")?.write_all(&patterns.join(&b'\n'))?;
+    let ended = child.wait_with_output()?;
+    // 1: nothing found.
+    let whole = matches!(ended.status.code(), Some(0 | 1));
+    ensure!(whole, "{} can't be searched: {}", folder.display(), String::from_utf8_lossy(&ended.stderr));
+    let files = ended.stdout.split(|byte| *byte == 0).filter(|path| !path.is_empty());
+    Ok(files.map(|path| PathBuf::from(std::ffi::OsStr::from_bytes(path))).collect())
+}
+
+/// Says what was searched, to whoever wants to know that it was.
+fn note(folder: &Path, swept: Swept) -> Result<()> {
+    let Some(ledger) = std::env::var_os(LEDGER) else { return Ok(()) };
+    let program = std::env::current_exe()?;
+    let program = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let line = format!("{program}\t{}\t{}\t{}\n", folder.display(), swept.files, swept.bytes);
+    // One write: others add their lines at the same time.
+    File::options().create(true).append(true).open(&ledger)?.write_all(line.as_bytes())?;
+    Ok(())
+}
