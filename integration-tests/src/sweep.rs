@@ -83,24 +83,38 @@ pub fn sweep(folder: &Path) -> Result<Swept> {
     let own = own.collect::<Result<Vec<_>, _>>()?;
     let mut all = lab_needles().to_vec();
     all.extend(own.iter().map(|secret| secret.trim()).filter(|secret| secret.len() >= 12).flat_map(needles));
-    let mut suspects = grep(folder, &all)?;
-    suspects.extend(files.into_iter().filter(|file| is_packed(file)));
     let mut found = Vec::new();
-    for file in suspects {
-        if is_holder(&file) {
-            let mode = fs::metadata(&file)?.permissions().mode();
-            if mode & 0o077 != 0 {
-                found.push(format!("{}: it holds a secret, and others may read it ({mode:o})", file.display()));
-            }
+    for (file, form) in find(folder, &all)? {
+        if !is_holder(&file) {
+            found.push(format!("{}: {form}", file.display()));
             continue;
         }
-        let bytes = content(&file)?;
-        let form = all.iter().find(|(_, needle)| holds(&bytes, needle));
-        found.extend(form.map(|(form, _)| format!("{}: {form}", file.display())));
+        let mode = fs::metadata(&file)?.permissions().mode();
+        if mode & 0o077 != 0 {
+            found.push(format!("{}: it holds a secret, and others may read it ({mode:o})", file.display()));
+        }
     }
     note(folder, swept)?;
     ensure!(found.is_empty(), "secrets are in what the test has left:\n{}", found.join("\n"));
     Ok(swept)
+}
+
+/// The files below `folder` that hold one of these, packed ones too, each with the first form of it.
+///
+/// # Errors
+/// When one can't be read.
+pub fn find(folder: &Path, needles: &[Needle]) -> Result<Vec<(PathBuf, &'static str)>> {
+    let mut suspects = grep(folder, needles)?;
+    let mut files = Vec::new();
+    files_below(folder, &mut files)?;
+    suspects.extend(files.into_iter().filter(|file| is_packed(file)));
+    let mut found = Vec::new();
+    for file in suspects {
+        let bytes = content(&file)?;
+        let form = needles.iter().find(|(_, needle)| holds(&bytes, needle)).map(|(form, _)| *form);
+        found.extend(form.map(|form| (file, form)));
+    }
+    Ok(found)
 }
 
 fn is_a_secret(file: &Path) -> bool {

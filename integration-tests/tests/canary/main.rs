@@ -1,198 +1,274 @@
 //! Law 10, seen from outside: a secret's value is in the agent's own secrets file, or in the password file that a step names,
-//! and nowhere else: in no file, no message on NATS, no answer, no figure. Two agents try to say it: one made for that, in
-//! every way an action has, and ours; a server that is asked with the password says it back.
+//! and nowhere else: in no file, no message on NATS, no event, no answer, no figure. An agent that is made for that tries to say it
+//! in every way an action has; ours ask servers that take it, and servers that say it back. Every command and every method of
+//! the API is asked.
 
-use std::{
-    fmt::Write as _,
-    fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-    process::Command,
-    sync::{Arc, Mutex},
-};
+mod asked;
+mod heard;
+mod house;
+mod parrot;
+
+use std::{collections::BTreeSet, fs, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
-use futures_util::StreamExt as _;
+use muster_agent::{Action, allow::Allow};
 use muster_bus::testkit::NatsServer;
 use muster_integration_tests::{
-    canary::{Place, Seen, holds, needles},
-    process::{Process, wait_for},
-    system::{SOON, System, free_address, path},
+    canary::{Needle, Seen, holds, lab_needles, needles},
+    process::{Process, binary, wait_for},
+    sweep::find,
+    system::{SOON, path},
 };
-use serde_json::Value;
-use sha2::{Digest as _, Sha256};
+use serde_json::{Value, json};
+
+use crate::{
+    heard::Listener,
+    house::{House, actions, playbook},
+};
 
 /// What a secret may be made of: it needs escapes in JSON, in addresses, and in the shell.
-const VALUE: &str = "kX9\"/w+~7Qm2_pRz4!tN8c5%YbG\\3sLd6";
+pub(crate) const VALUE: &str = "kX9\"/w+~7Qm2_pRz4!tN8c5%YbG\\3sLd6";
 /// The same for the one in a password file.
-const PASSWORD: &str = "zH4?/v=~3Fd9_xKu7&gB1s6$WcJ\\2rMe8";
+pub(crate) const PASSWORD: &str = "zH4?/v=~3Fd9_xKu7&gB1s6$WcJ\\2rMe8";
 /// What stands instead of it.
 const MARK: &str = "[secret canary]";
 /// Each a step that fails or succeeds in its own way.
 const WAYS: [&str; 9] = ["log", "output", "large", "child", "error", "short_error", "panic", "prepare", "status"];
+/// Our actions that neither take a secret nor read what may hold one.
+const WITHOUT: [(&str, &str); 8] = [
+    ("nginx.site", "it writes what its parameters say"),
+    ("nginx.upstream", "it writes what its parameters say"),
+    ("tls.inspect", "a handshake shows what is public"),
+    ("package.verify", "it gives digests, and names that its parameters have"),
+    ("release.prepare", "it gives digests, and names that its parameters have"),
+    ("release.switch", "what its programs say goes the way of what those of `command.run` and `tests.run` say"),
+    ("release.rollback", "it has neither password nor program"),
+    ("noop.run", "it does nothing"),
+];
 
-/// A server that is spoken to like Redis, and says in every error who asks with what. It serves until the test ends.
-fn parrot() -> Result<SocketAddr> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let address = listener.local_addr()?;
-    std::thread::spawn(move || {
-        for caller in listener.incoming().flatten() {
-            // Who goes away ends the talk; nothing is to be done about it.
-            std::thread::spawn(move || drop(repeats(&caller)));
-        }
-    });
-    Ok(address)
+#[test]
+fn a_secret_is_in_its_file_and_nowhere_else() -> Result<()> {
+    let nats = NatsServer::start_with(&["-js"]).context("nats-server does not start: apt-get install nats-server")?;
+    let listener = Listener::start(&nats.url())?;
+    let mut house = House::start(nats)?;
+    house.start_agents()?;
+    let run = leaks(&mut house)?;
+    every_action_was_asked(&house)?;
+    taken_and_taken_back(&mut house)?;
+    turned_before_it_is_taken_back(&mut house)?;
+    tried_out(&mut house)?;
+    let events = listener.stream(&run)?;
+    ensure!(events.iter().any(|(_, bytes)| holds(bytes, run.as_bytes())), "the stream has events of the run");
+    drained(&mut house)?;
+    house.system.nats.kill()?;
+    let mut seen = std::mem::take(&mut house.asked.seen);
+    let messages = listener.end();
+    for kind in ["log.canary-1", "status.canary-1", ".report.", "log.infra-1"] {
+        let tried = messages.iter().any(|(at, bytes)| at.contains(kind) && holds(bytes, MARK.as_bytes()));
+        ensure!(tried, "no {kind} tried");
+    }
+    let answers = house.wire.end();
+    ensure!(answers.iter().any(|(_, bytes)| holds(bytes, MARK.as_bytes())), "no answer of the API tried");
+    seen.0.extend([messages, answers, events].into_iter().flatten());
+    seen.files(house.system.dir.path(), &[])?;
+    seen.files(house.system.nats.folder(), &[])?;
+    was_said(&seen, &run)?;
+    is_nowhere_else(&house, &seen)
 }
 
-fn repeats(caller: &TcpStream) -> Result<()> {
-    let (mut from, mut to) = (BufReader::new(caller), caller);
-    let mut password = String::new();
-    let mut line = || -> Result<Option<String>> {
-        let mut line = String::new();
-        Ok((from.read_line(&mut line)? > 0).then(|| line.trim_end_matches("\r\n").to_owned()))
+/// The first run: everything that can be done to say it.
+fn leaks(house: &mut House) -> Result<String> {
+    let until = house.system.dir.path().join("seen");
+    let leak = |way| {
+        json!({
+            "id": way, "agent": {"role": "canary"}, "action": "canary.leak", "with": {"way": way, "until": until},
+            "onFailure": "continue", "critical": false,
+        })
     };
-    while let Some(head) = line()? {
-        let count: usize = head.trim_start_matches('*').parse()?;
-        let mut words = Vec::new();
-        for _ in 0..count {
-            // Its length, and itself: no word has a line's end in it.
-            line()?;
-            words.push(line()?.context("a word")?);
-        }
-        if words.first().is_some_and(|word| word.eq_ignore_ascii_case("AUTH")) {
-            password = words.pop().unwrap_or_default();
-            to.write_all(b"+OK\r\n")?;
+    let mut steps: Vec<Value> = WAYS.map(leak).into();
+    steps.extend(house.repeated());
+    steps.push(house.certificate());
+    let run = house.run("canary", &steps)?;
+    let mut follow = ["logs", "watch", "wait"].map(|what| {
+        let mut command = Command::new(binary("muster", "muster"));
+        house.system.environment(&mut command);
+        let more = if what == "logs" { "-f" } else { "--stay" };
+        Process::start(what, house.system.dir.path(), command.args(["run", what, &run, more]))
+    });
+    wait_for("the status has come", SOON, || {
+        let seen = house.system.json(&["run", "get", &run])?;
+        Ok(seen.to_string().contains("logged in with").then_some(()))
+    })?;
+    house.asked.look_at(&house.system, "at work", &run)?;
+    fs::write(until, "")?;
+    house.answer(&run, "copy_login", "failed")?;
+    house.system.wait_run(&run, &["SUCCEEDED", "FAILED"], SOON * 4)?;
+    for process in &mut follow {
+        let process = process.as_mut().map_err(|e| anyhow::anyhow!("nobody follows: {e:#}"))?;
+        wait_for("whoever follows is done", SOON, || Ok((!process.is_running()).then_some(())))?;
+    }
+    house.asked.look_at(&house.system, "at the end", &run)?;
+    for what in ["watch", "wait"] {
+        house.asked.look(&house.system, "at the end", &["run", what, &run])?;
+    }
+    said_back(house, &run)?;
+    Ok(run)
+}
+
+/// The password was sent, came back, and went into what each step says.
+fn said_back(house: &House, run: &str) -> Result<()> {
+    let marks = [MARK.to_owned(), format!("[secret {}]", house.password.display())];
+    let steps = house.steps(run)?;
+    for wanted in house.repeated() {
+        let id = wanted["id"].as_str().unwrap_or_default();
+        let said = steps.get(id).with_context(|| format!("no step {id}"))?.to_string();
+        // Its answer has a status, and nothing of what it says.
+        let silent = wanted["action"] == "load.run";
+        ensure!(silent || marks.iter().any(|mark| said.contains(mark)), "{id} was not told it: {said}");
+    }
+    ensure!(steps["tls"]["state"] == "STATE_SUCCEEDED", "{}", steps["tls"]);
+    ensure!(fs::read_dir(house.servers.backups())?.next().is_none(), "what failed leaves no backup");
+    Ok(())
+}
+
+/// Whoever takes a secret has to be asked both ways; whoever is not asked stands in the list.
+fn every_action_was_asked(house: &House) -> Result<()> {
+    let allow = Allow::default();
+    let all = [muster_infra::actions(), muster_integration::actions(&allow), muster_deployment::actions(&allow)];
+    let (repeated, accepted) = (actions(&house.repeated()), actions(&house.accepted()));
+    let mut left: BTreeSet<_> = WITHOUT.iter().map(|(name, _)| (*name).to_owned()).collect();
+    left.remove("noop.run");
+    for action in all.iter().flatten() {
+        let spec = Action::spec(&**action);
+        let takes_one = spec.params_schema.is_some_and(|schema| schema["$defs"].get("Password").is_some());
+        let asked = repeated.contains(&spec.name) && (!takes_one || accepted.contains(&spec.name));
+        let without = left.remove(&spec.name) && !takes_one;
+        ensure!(asked || without || spec.name == "tls.certificate", "{} is not asked with a secret", spec.name);
+    }
+    ensure!(left.is_empty(), "these are no actions: {left:?}");
+    Ok(())
+}
+
+/// The second run: real servers take the passwords, settings are put to work and taken back, a backup is made and removed.
+fn taken_and_taken_back(house: &mut House) -> Result<()> {
+    let steps = house.accepted();
+    let run = house.run("accepted", &steps)?;
+    house.system.wait_run(&run, &["FAILED"], SOON * 6)?;
+    house.asked.look_at(&house.system, "taken back", &run)?;
+    for (id, step) in house.steps(&run)? {
+        let takes_back = ["redis_set", "pool_set", "copy"].contains(&id.as_str());
+        let wanted = if takes_back {
+            "STATE_UNDONE"
+        } else if id == "fails" {
+            "STATE_FAILED"
         } else {
-            to.write_all(format!("-ERR nobody asks with {password}\r\n").as_bytes())?;
-        }
+            "STATE_SUCCEEDED"
+        };
+        ensure!(step["state"] == wanted, "{id} is not {wanted}: {step}");
     }
     Ok(())
 }
 
-/// Records every message on a server.
-struct Listener {
-    heard: Arc<Mutex<Vec<Place>>>,
-    runtime: tokio::runtime::Runtime,
+/// The third run: what was put to work can't be taken back, since its servers say the password instead.
+fn turned_before_it_is_taken_back(house: &mut House) -> Result<()> {
+    let steps = house.turning();
+    let run = house.run("turning", &steps)?;
+    wait_for("settings are at work", SOON, || {
+        let at_work = house.steps(&run)?["pool_set"]["state"] == "STATE_SUCCEEDED";
+        Ok(at_work.then_some(()))
+    })?;
+    house.parrots.turning_redis.turn();
+    house.parrots.turning_pgbouncer.turn();
+    house.asked.ask(&house.system, "turned", &["run", "pause", &run, "--reason", "a test"])?;
+    house.asked.ask(&house.system, "turned", &["run", "signal", &run, "turned"])?;
+    house.asked.ask(&house.system, "turned", &["run", "resume", &run, "--reason", "a test"])?;
+    for step in ["pool_set", "redis_set"] {
+        house.answer(&run, step, "retry")?;
+        house.answer(&run, step, "succeeded")?;
+        let said = house.steps(&run)?[step].to_string();
+        ensure!(said.contains("nobody asks with [secret "), "{step} was not told it: {said}");
+    }
+    house.system.wait_run(&run, &["FAILED"], SOON)?;
+    house.asked.look_at(&house.system, "turned", &run)
 }
 
-impl Listener {
-    fn start(url: &str) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let heard: Arc<Mutex<Vec<Place>>> = Arc::default();
-        let client = runtime.block_on(async_nats::connect(url))?;
-        let mut all = runtime.block_on(client.subscribe(">"))?;
-        runtime.block_on(client.flush())?;
-        let into = Arc::clone(&heard);
-        runtime.spawn(async move {
-            // Lives as long as it listens.
-            let _client = client;
-            while let Some(message) = all.next().await {
-                let mut bytes = message.payload.to_vec();
-                bytes.extend_from_slice(format!("{:?} {:?}", message.headers, message.reply).as_bytes());
-                if let Ok(mut heard) = into.lock() {
-                    heard.push((format!("NATS {}", message.subject), bytes));
-                }
-            }
-        });
-        Ok(Self { heard, runtime })
-    }
-
-    fn end(self) -> Vec<Place> {
-        self.runtime.shutdown_background();
-        self.heard.lock().map(|mut heard| std::mem::take(&mut *heard)).unwrap_or_default()
-    }
+/// What else there is to be asked while the system works.
+fn tried_out(house: &mut House) -> Result<()> {
+    let House { system, asked, .. } = house;
+    let dir = path(system.dir.path())?.to_owned();
+    asked.look(system, "later", &["playbook", "list"])?;
+    asked.look(system, "later", &["coordinator", "get"])?;
+    let made = asked.ask(system, "later", &["token", "create", "person/dba-1", "--role", "viewer", "-o", "json"])?;
+    let made: Value = serde_json::from_str(&made)?;
+    asked.look(system, "later", &["token", "list"])?;
+    let id = made["token"]["name"].as_str().context("a token has a name")?;
+    asked.ask(system, "later", &["token", "revoke", id])?;
+    let keys = format!("{dir}/keys");
+    asked.ask(system, "later", &["nats", "config", "--out", &keys, "--agent", "infra-1"])?;
+    asked.ask(system, "later", &["completions", "bash"])?;
+    asked.grpcurl(
+        &system.token()?,
+        "muster.v1.MilestoneService/WatchMilestones",
+        "{\"parent\": \"namespaces/default\"}",
+    )?;
+    let run = house.run("open", &[json!({"id": "never", "wait": {"signal": "never"}, "timeout": "1h"})])?;
+    house.asked.ask(&house.system, "later", &["run", "cancel", &run, "--reason", "a test"])?;
+    let first = house.repeated().into_iter().find(|step| step["action"] == "redis.probe").context("a probe")?;
+    let dev = format!("{dir}/dev.yaml");
+    fs::write(&dev, playbook("dev", &[], &[first]))?;
+    let said = house.asked.ask(&house.system, "dev", &["dev", &dev, "--log", "debug"])?;
+    ensure!(said.contains("SUCCEEDED") || said.contains("succeeded"), "{said}");
+    Ok(())
 }
 
-struct House {
-    system: System,
-    metrics: String,
-    secret: PathBuf,
-    password: PathBuf,
-    seen: Seen,
+/// Agents and coordinator are told to begin nothing new.
+fn drained(house: &mut House) -> Result<()> {
+    let House { system, asked, .. } = house;
+    asked.ask(system, "draining", &["coordinator", "drain"])?;
+    let (data, nats) = (path(&system.data_dir())?.to_owned(), system.nats.url());
+    // A busy machine or a full disk may be a problem; what it says counts here.
+    for format in ["table", "json"] {
+        asked.tell(system, "draining", &["doctor", "--data-dir", &data, "--nats", &nats, "-o", format])?;
+    }
+    asked.ask(system, "draining", &["coordinator", "resume"])?;
+    asked.ask(system, "draining", &["agent", "drain", "canary-1"])?;
+    // It may be gone by itself.
+    asked.tell(system, "draining", &["agent", "forget", "canary-1"])?;
+    let figures = asked.figures("at last")?;
+    for agent in system.agents.values_mut().chain(system.coordinator.as_mut()) {
+        agent.terminate(SOON)?;
+    }
+    for words in [&["journal", "verify"][..], &["journal", "head"], &["journal", "export"], &["journal", "restored"]] {
+        let said = asked.ask(system, "stopped", &[words, &["--data-dir", &data]].concat())?;
+        ensure!(!said.trim().is_empty(), "{words:?} says nothing");
+    }
+    asked.nothing_is_left_out(&figures)
 }
 
-impl House {
-    fn start(nats: NatsServer) -> Result<Self> {
-        let (dir, metrics, url) = (tempfile::tempdir()?, free_address()?, nats.url());
-        let secrets = dir.path().join("secrets");
-        fs::create_dir(&secrets)?;
-        let secret = secrets.join("canary");
-        fs::write(&secret, VALUE)?;
-        fs::set_permissions(&secret, fs::Permissions::from_mode(0o600))?;
-        let serve = ["--metrics-listen", metrics.as_str(), "--log", "debug"];
-        let password = dir.path().join("redis.password");
-        fs::write(&password, format!("{PASSWORD}\n"))?;
-        let system = System::start_on(dir, nats, &url, &serve)?;
-        Ok(Self { system, metrics, secret, password, seen: Seen::default() })
+fn is_nowhere_else(house: &House, seen: &Seen) -> Result<()> {
+    let keys = ["site.key", "ca.key"].map(|name| house.keys().join(name));
+    let of_redis = house.secret.with_file_name("password");
+    let own = [&house.secret, &house.password, &of_redis, &keys[0], &keys[1]].map(|file| file.display().to_string());
+    let mut all: Vec<Needle> = needles(VALUE);
+    all.extend(needles(PASSWORD));
+    for key in &keys {
+        let lines = fs::read_to_string(key)?;
+        let long = lines.lines().filter(|line| line.len() >= 24 && !line.starts_with('-'));
+        let before = all.len();
+        all.extend(long.map(|line| ("a line of a key", line.as_bytes().to_vec())));
+        ensure!(all.len() > before, "{} has lines", key.display());
     }
-
-    /// The one that is made to leak, and ours with a program that prints the file.
-    fn start_agents(&mut self) -> Result<()> {
-        let folder = self.secret.parent().context("a folder")?.to_owned();
-        let dir = self.system.dir.path().to_owned();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_canary-agent"));
-        command.args([&self.system.nats.url(), path(&folder)?]).arg(dir.join("canary-1"));
-        let process = Process::start("canary-1", &dir, &mut command)?;
-        self.system.agents.insert("canary-1".to_owned(), process);
-        self.system.wait_agent("canary-1", "READY")?;
-        let cat = ["/usr/bin/cat", "/bin/cat"].into_iter().find(|p| Path::new(p).is_file()).context("no cat here")?;
-        let cat = fs::canonicalize(cat)?;
-        let sha256 = Sha256::digest(fs::read(&cat)?).iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
-        let allow = dir.join("allow.toml");
-        fs::write(&allow, format!("[commands.cat]\npath = \"{}\"\nsha256 = \"{sha256}\"\n", cat.display()))?;
-        let more = ["--secrets", path(&folder)?, "--allow", path(&allow)?, "--log", "trace"];
-        self.system.start_agent("infra-1", "infra", &more)
+    for (form, needle) in all.iter().chain(lab_needles()) {
+        let mut places = seen.holding(needle);
+        places.retain(|place| !own.iter().any(|file| file == place));
+        ensure!(places.is_empty(), "{form}: a secret is in {places:#?}");
     }
-
-    fn submit(&self) -> Result<String> {
-        let mut yaml = String::from(
-            "apiVersion: muster.dev/v1\nkind: Playbook\nmetadata: {name: canary, owner: ops}\nspec:\n  secrets: [canary]\n  phases:\n    - id: all\n      steps:\n",
-        );
-        let until = self.system.dir.path().join("seen");
-        for way in WAYS {
-            let agent = "agent: {role: canary}, action: canary.leak, onFailure: continue, critical: false";
-            writeln!(yaml, "        - {{id: {way}, {agent}, with: {{way: {way}, until: \"{}\"}}}}", until.display())?;
-        }
-        let read = format!("with: {{command: cat, args: [\"{}\"]}}", self.secret.display());
-        let agent =
-            "agent: {role: infra}, action: command.run, onFailure: continue, critical: false, undo: irreversible";
-        writeln!(yaml, "        - {{id: ours, {agent}, {read}}}")?;
-        let target = format!("{{address: \"{}\", password: {{file: \"{}\"}}}}", parrot()?, self.password.display());
-        let policy = "retry: {maxAttempts: 1}, onFailure: continue, critical: false";
-        let agent = format!("agent: {{role: infra}}, action: redis.probe, {policy}");
-        writeln!(yaml, "        - {{id: parrot, {agent}, with: {{target: {target}, connections: 1}}}}")?;
-        self.system.submit(&yaml)
+    let at_the_servers = find(house.servers.dir.path(), &all)?;
+    ensure!(at_the_servers.is_empty(), "a secret that they were asked with is in {at_the_servers:?}");
+    for (file, value) in [(&house.secret, VALUE), (&house.password, PASSWORD)] {
+        ensure!(holds(&fs::read(file)?, value.as_bytes()), "only in its own file");
     }
-
-    /// Everything that can be asked of a run.
-    fn ask(&mut self, run: &str, when: &str) -> Result<()> {
-        let questions: [&[&str]; 8] = [
-            &["run", "get", run],
-            &["run", "events", run, "--limit", "0"],
-            &["run", "explain", run],
-            &["run", "logs", run],
-            &["run", "list"],
-            &["agent", "list"],
-            &["milestone", "list"],
-            &["playbook", "get", "canary"],
-        ];
-        for question in questions {
-            for format in ["table", "json", "yaml"] {
-                let output = self.system.cli(&[question, &["-o", format]].concat())?;
-                ensure!(output.status.success(), "{question:?}: {}", String::from_utf8_lossy(&output.stderr));
-                self.seen.output(&format!("{when}: {question:?} {format}"), &output);
-            }
-        }
-        let mut stream = TcpStream::connect(&self.metrics)?;
-        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
-        let mut figures = Vec::new();
-        stream.read_to_end(&mut figures)?;
-        ensure!(holds(&figures, b"muster_log_lines_kept_total"), "logs are counted");
-        self.seen.0.push((format!("{when}: metrics"), figures));
-        Ok(())
-    }
+    Ok(())
 }
 
 fn text_of(seen: &Seen, place: &str) -> Result<String> {
@@ -200,79 +276,20 @@ fn text_of(seen: &Seen, place: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&found.1).into_owned())
 }
 
-#[test]
-fn a_secret_is_in_its_file_and_nowhere_else() -> Result<()> {
-    let nats = NatsServer::start().context("nats-server does not start: apt-get install nats-server")?;
-    let listener = Listener::start(&nats.url())?;
-    let mut house = House::start(nats)?;
-    house.start_agents()?;
-    let playbook = house.submit()?;
-    let run = house.system.start_run(&playbook)?;
-    let follow = {
-        let mut command = Command::new(muster_integration_tests::process::binary("muster", "muster"));
-        house.system.environment(&mut command);
-        Process::start("follow", house.system.dir.path(), command.args(["run", "logs", &run, "-f"]))?
-    };
-    wait_for("the status has come", SOON, || {
-        let seen = house.system.json(&["run", "get", &run])?;
-        Ok(seen.to_string().contains("logged in with").then_some(()))
-    })?;
-    house.ask(&run, "at work")?;
-    fs::write(house.system.dir.path().join("seen"), "")?;
-    house.system.wait_run(&run, &["SUCCEEDED", "FAILED"], SOON)?;
-    let mut follow = follow;
-    wait_for("whoever follows the log is done", SOON, || Ok((!follow.is_running()).then_some(())))?;
-    house.ask(&run, "at the end")?;
-    let system = &mut house.system;
-    let dir = &system.dir;
-    for process in system.agents.values_mut().chain(system.coordinator.as_mut()) {
-        process.terminate(SOON)?;
-    }
-    let mut seen = house.seen;
-    let messages = listener.end();
-    for kind in ["log.canary-1", "status.canary-1", ".report."] {
-        ensure!(
-            messages.iter().any(|(at, bytes)| at.contains(kind) && holds(bytes, MARK.as_bytes())),
-            "no {kind} tried"
-        );
-    }
-    seen.0.extend(messages);
-    seen.files(dir.path(), &[&house.secret, &house.password])?;
-    was_said(&seen, &run)?;
-    the_parrot_was_heard(&seen, &run, &house.password)?;
-    for (file, value) in [(&house.secret, VALUE), (&house.password, PASSWORD)] {
-        for (form, needle) in needles(value) {
-            let places = seen.holding(&needle);
-            ensure!(places.is_empty(), "{form}: what is in {} is in {places:#?}", file.display());
-        }
-        ensure!(holds(&fs::read(file)?, value.as_bytes()), "only in its own file");
-    }
-    Ok(())
-}
-
-/// The password was sent, came back, and went into what the steps say.
-fn the_parrot_was_heard(seen: &Seen, run: &str, file: &Path) -> Result<()> {
-    let get = text_of(seen, &format!("at the end: [\"run\", \"get\", \"{run}\"] json"))?;
-    let get: Value = serde_json::from_str(&get)?;
-    let steps = get["steps"].as_array().context("steps")?;
-    let step = steps.iter().find(|step| step["id"] == "parrot").context("no step parrot")?.to_string();
-    ensure!(step.contains(&format!("nobody asks with [secret {}]", file.display())), "{step}");
-    Ok(())
-}
-
 /// A search that finds nothing proves nothing unless it was really said: where it was, its mark stands.
 fn was_said(seen: &Seen, run: &str) -> Result<()> {
-    let get = text_of(seen, &format!("at the end: [\"run\", \"get\", \"{run}\"] json"))?;
-    let get: Value = serde_json::from_str(&get)?;
-    let steps = get["steps"].as_array().context("steps")?;
-    for way in WAYS.into_iter().chain(["ours"]) {
+    let get = |when: &str| text_of(seen, &format!("{when}: [\"run\", \"get\", \"{run}\", \"-o\", \"json\"]: stdout"));
+    let at_the_end: Value = serde_json::from_str(&get("at the end")?)?;
+    let steps = at_the_end["steps"].as_array().context("steps")?;
+    for way in WAYS {
         let step = steps.iter().find(|step| step["id"] == way).with_context(|| format!("no step {way}"))?;
         let expected = if matches!(way, "log" | "prepare" | "status") { "" } else { MARK };
         ensure!(step.to_string().contains(expected), "{way} did not say it: {step}");
     }
-    let at_work = text_of(seen, &format!("at work: [\"run\", \"get\", \"{run}\"] json"))?;
+    let at_work = get("at work")?;
     ensure!(at_work.contains(&format!("logged in with {MARK}")), "{at_work}");
-    for place in [format!("[\"run\", \"logs\", \"{run}\"] table"), "follow.log".to_owned(), format!("{run}.jsonl")] {
+    let logs = format!("at the end: [\"run\", \"logs\", \"{run}\", \"-o\", \"table\"]: stdout");
+    for place in [logs, "/logs.log".to_owned(), format!("{run}.jsonl")] {
         let log = text_of(seen, &place)?;
         for line in ["check: ", "plain: ", "JSON: ", "debug: ", "the first of two lines ", "the second of two lines"] {
             let line =
@@ -280,6 +297,6 @@ fn was_said(seen: &Seen, run: &str) -> Result<()> {
             ensure!(line.contains(MARK), "{place}: {line}");
         }
     }
-    ensure!(text_of(seen, "canary-1.log")?.contains(&format!("can't work with {MARK}")), "the panic is told");
+    ensure!(text_of(seen, "/canary-1.log")?.contains(&format!("can't work with {MARK}")), "the panic is told");
     Ok(())
 }
