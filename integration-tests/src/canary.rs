@@ -53,11 +53,6 @@ impl Seen {
         }
         Ok(())
     }
-
-    /// The places that hold it.
-    pub fn holding(&self, needle: &[u8]) -> Vec<&str> {
-        self.0.iter().filter(|(_, bytes)| holds(bytes, needle)).map(|(place, _)| place.as_str()).collect()
-    }
 }
 
 /// What is in a file; of a gzip file what is packed in it, as far as it is whole.

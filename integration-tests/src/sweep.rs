@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use tempfile::TempDir;
 
-use crate::canary::{GZIP, Needle, content, holds, lab_needles, needles};
+use crate::canary::{GZIP, Needle, Seen, content, holds, lab_needles, needles};
 
 /// What a file is called that has to hold a secret, and why. Nobody but its owner may read it.
 const HOLDERS: [(&str, &str); 4] = [
@@ -115,6 +115,22 @@ pub fn find(folder: &Path, needles: &[Needle]) -> Result<Vec<(PathBuf, &'static 
         found.extend(form.map(|form| (file, form)));
     }
     Ok(found)
+}
+
+/// The places of what was seen that hold one of these, each with the first form of it.
+///
+/// # Errors
+/// When there is no room to write down what was seen.
+pub fn find_in<'a>(seen: &'a Seen, needles: &[Needle]) -> Result<Vec<(&'a str, &'static str)>> {
+    let dir = tempfile::tempdir()?;
+    for (index, (_, bytes)) in seen.0.iter().enumerate() {
+        fs::write(dir.path().join(index.to_string()), bytes)?;
+    }
+    let place = |file: &Path| -> Result<&'a str> {
+        let index: usize = file.file_name().unwrap_or_default().to_string_lossy().parse()?;
+        seen.0.get(index).map(|(place, _)| place.as_str()).context("a place for each file")
+    };
+    find(dir.path(), needles)?.into_iter().map(|(file, form)| Ok((place(&file)?, form))).collect()
 }
 
 fn is_a_secret(file: &Path) -> bool {

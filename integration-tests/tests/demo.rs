@@ -3,7 +3,10 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use muster_integration_tests::process::{Process, binary, checkout, tail, wait_for};
+use muster_integration_tests::{
+    canary::nothing_of_the_lab,
+    process::{Process, binary, checkout, tail, wait_for},
+};
 
 /// What the rollout changes; all the others look, or try out.
 const CHANGING: [&str; 8] =
@@ -67,6 +70,7 @@ fn the_demo_mends_what_is_broken_and_finds_it_unchanged_the_second_time() -> Res
         .with_context(|| tail(&demo.output()))?;
     let (status, said) = (demo.terminate(Duration::from_secs(1))?, demo.output());
     ensure!(status.success(), "{status}:\n{said}");
+    nothing_of_the_lab("what the demo says", said.as_bytes())?;
 
     for (when, mark) in [("before", "BROKEN "), ("after", "ok ")] {
         let lines = below(&said, when)?;
