@@ -1,6 +1,12 @@
 //! How the value of a secret is looked for: in every form in which it may be written, made with nothing of the agent's code.
 
-use std::{fs, io::Read as _, path::Path, process::Output, sync::OnceLock};
+use std::{
+    fs,
+    io::{self, Read as _},
+    path::Path,
+    process::Output,
+    sync::OnceLock,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use flate2::read::MultiGzDecoder;
@@ -48,7 +54,8 @@ impl Seen {
             if kind.is_dir() {
                 self.files(&path, except)?;
             } else if kind.is_file() && !except.contains(&path.as_path()) {
-                self.0.push((path.display().to_string(), content(&path)?));
+                let content = content(&path).with_context(|| format!("{}", path.display()))?;
+                self.0.push((path.display().to_string(), content));
             }
         }
         Ok(())
@@ -59,8 +66,8 @@ impl Seen {
 ///
 /// # Errors
 /// When it can't be read.
-pub fn content(path: &Path) -> Result<Vec<u8>> {
-    let bytes = fs::read(path).with_context(|| format!("{}", path.display()))?;
+pub fn content(path: &Path) -> io::Result<Vec<u8>> {
+    let bytes = fs::read(path)?;
     if !bytes.starts_with(&GZIP) {
         return Ok(bytes);
     }

@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, File},
-    io::Write as _,
+    io::{self, Write as _},
     os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -59,7 +59,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        at_the_end(sweep(self.path()));
+        at_the_end(sweep(&[self.path()]));
     }
 }
 
@@ -71,30 +71,37 @@ pub(crate) fn at_the_end(swept: Result<Swept>) {
     let _ = writeln!(std::io::stderr(), "{error:#}");
 }
 
-/// Searches all files below `folder` for the passwords of the lab, and for the first tokens of coordinators and the keys for NATS
-/// that are there, too.
+/// Searches all files below these folders for the passwords of the lab, and for the first tokens of coordinators and the keys for
+/// NATS that are there, too.
 ///
 /// # Errors
 /// Names each file that holds one and should not, with the form; and each that should, and that others may read.
-pub fn sweep(folder: &Path) -> Result<Swept> {
-    let mut files = Vec::new();
-    let swept = files_below(folder, &mut files)?;
-    let own = files.iter().filter(|file| is_a_secret(file)).map(fs::read_to_string);
-    let own = own.collect::<Result<Vec<_>, _>>()?;
+pub fn sweep(folders: &[&Path]) -> Result<Swept> {
+    let (mut files, mut swept) = (Vec::new(), Swept::default());
+    for folder in folders {
+        let below = files_below(folder, &mut files)?;
+        note(folder, below)?;
+        swept = Swept { files: swept.files + below.files, bytes: swept.bytes + below.bytes };
+    }
+    let own = files.iter().filter(|file| is_a_secret(file)).map(|file| if_there(fs::read_to_string(file)));
+    let own: Vec<_> = own.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect();
     let mut all = lab_needles().to_vec();
     all.extend(own.iter().map(|secret| secret.trim()).filter(|secret| secret.len() >= 12).flat_map(needles));
-    let mut found = Vec::new();
-    for (file, form) in find(folder, &all)? {
+    let (mut found, mut holding) = (Vec::new(), Vec::new());
+    for folder in folders {
+        holding.extend(find(folder, &all)?);
+    }
+    for (file, form) in holding {
         if !is_holder(&file) {
             found.push(format!("{}: {form}", file.display()));
             continue;
         }
-        let mode = fs::metadata(&file)?.permissions().mode();
+        let Some(meta) = if_there(fs::metadata(&file))? else { continue };
+        let mode = meta.permissions().mode();
         if mode & 0o077 != 0 {
             found.push(format!("{}: it holds a secret, and others may read it ({mode:o})", file.display()));
         }
     }
-    note(folder, swept)?;
     ensure!(found.is_empty(), "secrets are in what the test has left:\n{}", found.join("\n"));
     Ok(swept)
 }
@@ -110,7 +117,7 @@ pub fn find(folder: &Path, needles: &[Needle]) -> Result<Vec<(PathBuf, &'static 
     suspects.extend(files.into_iter().filter(|file| is_packed(file)));
     let mut found = Vec::new();
     for file in suspects {
-        let bytes = content(&file)?;
+        let Some(bytes) = if_there(content(&file)).with_context(|| format!("{}", file.display()))? else { continue };
         let form = needles.iter().find(|(_, needle)| holds(&bytes, needle)).map(|(form, _)| *form);
         found.extend(form.map(|form| (file, form)));
     }
@@ -150,18 +157,30 @@ fn is_packed(file: &Path) -> bool {
 
 fn files_below(folder: &Path, files: &mut Vec<PathBuf>) -> Result<Swept> {
     let mut swept = Swept::default();
-    for item in fs::read_dir(folder).with_context(|| format!("{}", folder.display()))? {
+    let Some(items) = if_there(fs::read_dir(folder)).with_context(|| format!("{}", folder.display()))? else {
+        return Ok(swept);
+    };
+    for item in items {
         let item = item?;
-        let kind = item.file_type()?;
-        if kind.is_dir() {
+        let Some(meta) = if_there(item.metadata())? else { continue };
+        if meta.is_dir() {
             let below = files_below(&item.path(), files)?;
             swept = Swept { files: swept.files + below.files, bytes: swept.bytes + below.bytes };
-        } else if kind.is_file() {
-            swept = Swept { files: swept.files + 1, bytes: swept.bytes + item.metadata()?.len() };
+        } else if meta.is_file() {
+            swept = Swept { files: swept.files + 1, bytes: swept.bytes + meta.len() };
             files.push(item.path());
         }
     }
     Ok(swept)
+}
+
+/// None: it has gone meanwhile. A process that the test has started beside the system may not have ended yet.
+fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(there) => Ok(Some(there)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 /// The files that hold one of them. By grep, since a folder with databases is large and tests are not optimised.
@@ -178,9 +197,11 @@ fn grep(folder: &Path, needles: &[Needle]) -> Result<Vec<PathBuf>> {
     let patterns: Vec<&[u8]> = needles.iter().map(|(_, needle)| needle.as_slice()).collect();
     child.stdin.take().context("it has an input")?.write_all(&patterns.join(&b'\n'))?;
     let ended = child.wait_with_output()?;
-    // 1: nothing found.
-    let whole = matches!(ended.status.code(), Some(0 | 1));
-    ensure!(whole, "{} can't be searched: {}", folder.display(), String::from_utf8_lossy(&ended.stderr));
+    // 1: nothing found; 2: something could not be read, too.
+    let said = String::from_utf8_lossy(&ended.stderr);
+    let only_gone = ended.status.code() == Some(2) && said.lines().all(|l| l.ends_with(": No such file or directory"));
+    let whole = only_gone || matches!(ended.status.code(), Some(0 | 1));
+    ensure!(whole, "{} can't be searched: {said}", folder.display());
     let files = ended.stdout.split(|byte| *byte == 0).filter(|path| !path.is_empty());
     Ok(files.map(|path| PathBuf::from(std::ffi::OsStr::from_bytes(path))).collect())
 }

@@ -263,9 +263,9 @@ impl Drop for System {
         self.coordinator = None;
         // Gone already is as good as ended.
         let _ = self.nats.kill();
-        at_the_end(sweep(self.dir.path()).and_then(|swept| {
+        at_the_end(sweep(&[self.dir.path(), self.nats.folder()]).and_then(|swept| {
             ensure!(swept.files > 0, "a system that has left no file was none");
-            sweep(self.nats.folder())
+            Ok(swept)
         }));
     }
 }

@@ -49,7 +49,7 @@ fn each_form_is_found_in_whatever_file_and_named() -> Result<()> {
         plant(&dir.path().join("deep/er/db.sst"), &around)?;
         plant(&dir.path().join("log/1.jsonl.gz"), &packed(&around)?)?;
         plant(&dir.path().join("clean"), b"CANARY")?;
-        let said = said(sweep(dir.path()));
+        let said = said(sweep(&[dir.path()]));
         for file in ["deep/er/db.sst", "log/1.jsonl.gz"] {
             ensure!(said.contains(&format!("{file}: {form}")), "{form} in {file}: {said}");
         }
@@ -66,10 +66,10 @@ fn who_has_to_hold_it_may_as_long_as_nobody_else_can_read_it() -> Result<()> {
     for holder in holders {
         plant(&dir.path().join(holder), password().as_bytes())?;
     }
-    let swept = sweep(dir.path())?;
+    let swept = sweep(&[dir.path()])?;
     ensure!(swept.files == 5 && swept.bytes == 5 * password().len() as u64, "{swept:?}");
     fs::set_permissions(dir.path().join("redis/redis.conf"), Permissions::from_mode(0o644))?;
-    let said = said(sweep(dir.path()));
+    let said = said(sweep(&[dir.path()]));
     ensure!(said.contains("redis.conf: it holds a secret, and others may read it"), "{said}");
     Ok(())
 }
@@ -77,11 +77,11 @@ fn who_has_to_hold_it_may_as_long_as_nobody_else_can_read_it() -> Result<()> {
 #[test]
 fn a_coordinators_first_token_and_keys_for_nats_are_searched_for() -> Result<()> {
     for secret in ["data/admin.token", "keys/seeds/infra-1.nk"] {
-        let dir = tempfile::tempdir()?;
+        let (dir, other) = (tempfile::tempdir()?, tempfile::tempdir()?);
         plant(&dir.path().join(secret), b"it-is-long-enough\n")?;
-        sweep(dir.path())?;
-        plant(&dir.path().join("data/logs/1.jsonl"), b"{\"with\":\"it-is-long-enough\"}")?;
-        let said = said(sweep(dir.path()));
+        sweep(&[dir.path(), other.path()])?;
+        plant(&other.path().join("store/1.jsonl"), b"{\"with\":\"it-is-long-enough\"}")?;
+        let said = said(sweep(&[dir.path(), other.path()]));
         ensure!(said.contains("1.jsonl: plain"), "{secret}: {said}");
     }
     Ok(())
