@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use muster_bus::message::AttemptKey;
 use muster_engine::{
     ids::{Actor, InstanceId, StepId},
-    run::{Command, Dispatch, Event, Fence, Outstanding, Run, state::StepState},
+    run::{Command, Run},
 };
 use tokio::sync::mpsc;
 use tracing::debug;
@@ -18,20 +18,15 @@ use tracing::debug;
 use super::{
     Shared,
     clock::after_ms,
-    dispatch::Errand,
     entry::{Answer, Message, RunEntry, Signals},
     errors,
     listed::{Listed, Why},
     post::Token,
     requests::Request,
-    turn::{Made, Pending, Recorded, Turn},
+    turn::{Pending, Turn},
     watch::Watcher,
 };
-use crate::{
-    control::{RunChange, RunEvent},
-    journal::StreamId,
-    registry::placement::Wish,
-};
+use crate::journal::StreamId;
 
 /// So many messages are taken in one turn at most; the rest is the next turn's.
 const BATCH: usize = 64;
@@ -54,9 +49,9 @@ pub(super) struct RunTask {
     pub(super) run: Arc<Run>,
     /// Steps that have a seat, or wait for one.
     pub(super) seats: Vec<(usize, Sits)>,
-    errands: Vec<(usize, u32, Token)>,
+    pub(super) errands: Vec<(usize, u32, Token)>,
     /// Attempts that another process may have sent a task of.
-    adopted: Vec<(usize, u32)>,
+    pub(super) adopted: Vec<(usize, u32)>,
     /// Stale reports that were journalled, by step.
     pub(super) stale_kept: HashMap<usize, u32>,
     pub(super) watchers: Vec<Watcher>,
@@ -64,7 +59,7 @@ pub(super) struct RunTask {
     wake_registered: Option<Timestamp>,
     /// What a failed append has left to be said again.
     pub(super) later: Vec<Message>,
-    told_of_end: bool,
+    pub(super) told_of_end: bool,
     /// What lists were told last.
     pub(super) listed: Listed,
     /// Why it is in its state, as lists were told while it was passive.
@@ -292,230 +287,11 @@ impl RunTask {
         }
     }
 
-    /// Give seats back, ask for new ones, and assign what got one. `look_at_all`: something around the run has changed.
-    pub(super) fn place(&mut self, turn: &mut Turn, look_at_all: bool) {
-        self.give_seats_back(turn);
-        let wanted = match turn.touched() {
-            _ if look_at_all => turn.run().outstanding(turn.now),
-            Some(touched) => turn.run().outstanding_for(touched, turn.now),
-            None => return,
-        };
-        let mut left = self.assign(turn, wanted);
-        while left {
-            self.give_seats_back(turn);
-            left = self.assign(turn, turn.run().outstanding(turn.now));
-        }
-        self.give_seats_back(turn);
-    }
-
-    /// Whether a step has failed instead of being assigned, since its parameters can't be filled in: what follows from that is
-    /// outstanding and was not looked at.
-    fn assign(&mut self, turn: &mut Turn, wanted: Vec<Outstanding>) -> bool {
-        let dispatch_until = after_ms(turn.now, self.shared.intervals.dispatch_within_ms);
-        let mut left = false;
-        for one in wanted {
-            let Outstanding::Place(place) = one else { continue };
-            if !self.shared.can_give_out() {
-                return left;
-            }
-            let index = place.index;
-            if !self.seats.iter().any(|(step, _)| *step == index) {
-                self.seats.push((index, Sits::Asked));
-            }
-            let step = place.step.clone();
-            let Some(seat) = self.shared.registry.place(&self.entry, index, Wish::of(place)) else { continue };
-            if turn.pass.is_none() {
-                turn.pass = self.shared.drain.try_pass();
-            }
-            if turn.pass.is_none() {
-                continue;
-            }
-            let before = turn.run().seq;
-            let command =
-                Command::Assign { step, agent: seat.agent, instance: seat.instance, host: seat.host, dispatch_until };
-            self.ours(turn, &command, &self.shared.ours);
-            left |= turn.run().seq > before && turn.run().steps[index].state != StepState::Active;
-        }
-        left
-    }
-
-    fn give_seats_back(&mut self, turn: &Turn) {
-        let run = turn.run();
-        let (shared, entry) = (&self.shared, &self.entry);
-        self.seats.retain_mut(|(index, sits)| {
-            let Some(step) = run.steps.get(*index) else { return false };
-            let live = step.live_attempt().map(|(number, _)| number);
-            let keeps = match (*sits, &step.state) {
-                (Sits::Attempt(number), _) => live == Some(number),
-                (Sits::Asked, StepState::Queued { .. }) => run.pause.is_none(),
-                (Sits::Asked, StepState::Active) => true,
-                (
-                    Sits::Asked,
-                    StepState::Pending
-                    | StepState::Waiting { .. }
-                    | StepState::Asking { .. }
-                    | StepState::Succeeded
-                    | StepState::Failed { .. }
-                    | StepState::Skipped { .. }
-                    | StepState::Cancelled
-                    | StepState::Undone,
-                ) => false,
-            };
-            if !keeps {
-                shared.registry.release(entry, *index);
-            } else if let (Sits::Asked, Some(number)) = (*sits, live) {
-                *sits = Sits::Attempt(number);
-            }
-            keeps
-        });
-    }
-
-    /// The run needs no seats any more; what may still run at an agent though the run has ended takes its slot.
-    pub(super) fn leave_table(&mut self) {
-        let registry = &self.shared.registry;
-        for (index, sits) in std::mem::take(&mut self.seats) {
-            match sits {
-                Sits::Attempt(_) => match self.left_behind(index) {
-                    Some((key, told)) => registry.leave_behind(&self.entry, index, key, told),
-                    None => registry.release(&self.entry, index),
-                },
-                Sits::Asked => registry.release(&self.entry, index),
-            }
-        }
-    }
-
-    /// The attempt that the run has ended without, and whether its agent is to stop it.
-    fn left_behind(&self, index: usize) -> Option<(AttemptKey, bool)> {
-        let (number, attempt) = self.run.steps[index].live_attempt()?;
-        let step = &self.run.plan.steps[index].id;
-        let (agent, instance) = (attempt.agent.clone(), attempt.instance.clone());
-        let told = self.run.left_behind(&Fence { step: step.clone(), attempt: number, agent, instance })?;
-        Some((key_of(&self.entry, step, number), told))
-    }
-
-    /// The turn is on disk: let its effects out.
-    pub(super) fn act(&mut self, mut turn: Turn) {
-        let Made { run, events, touched } = turn.made(&self.shared.ours);
-        let at = turn.now;
-        let first = run.seq - events.len() as u64 + 1;
-        let before = std::mem::replace(&mut self.run, run);
-        if !events.is_empty() {
-            self.entry.publish(&self.run);
-            self.note_for_lists(&touched);
-        }
-        let mut recorded = Vec::new();
-        for pending in turn.answers {
-            match pending {
-                Pending::Recorded(answer) => recorded.push(answer),
-                Pending::Report(to, payload) => to.send(payload),
-                Pending::Taken(answer) => drop(answer.send(Ok(Arc::clone(&self.run)))),
-                Pending::Refused(answer, e) => drop(answer.send(Err(*e))),
-            }
-        }
-        if !touched.is_empty() {
-            self.reconcile(self.run.outstanding_for(&touched, at), &mut recorded);
-        }
-        for answer in recorded {
-            answer.send(&self.shared);
-        }
-        for (_, event) in &events {
-            self.shared.figures.count(event);
-            if let Event::OwnerReminded { subject, .. } = event {
-                self.remind(subject, at);
-            }
-        }
-        if !touched.phases.is_empty() {
-            self.shared.tell_milestones(&before, &self.run);
-        }
-        if !self.watchers.is_empty() {
-            let events = (first..).zip(events).map(|(seq, (by, event))| (seq, at, by, event));
-            self.tell_watchers(events.collect());
-        }
-        self.set_wake_up();
-        if self.run.has_ended() && !self.told_of_end {
-            self.told_of_end = true;
-            self.leave_table();
-            debug!(run_id = %self.entry.id, "run ended");
-            self.shared.runs.ended(&self.entry);
-        }
-    }
-
     /// Nothing hangs on it but what the journal has.
     pub(super) fn is_alone(&self) -> bool {
         let nothing_sent = self.errands.is_empty() && self.cancels.is_empty() && self.stale_kept.is_empty();
         let nothing_waits = self.seats.is_empty() && self.later.is_empty() && self.watchers.is_empty();
         nothing_sent && nothing_waits && !self.shared.is_stopping()
-    }
-
-    /// Make the outside what it should be: tasks are under way, agents are told to stop. A task goes in one of the `answers` if
-    /// that is to its instance; the others are left.
-    pub(super) fn reconcile(&mut self, outstanding: Vec<Outstanding>, answers: &mut Vec<Recorded>) {
-        self.end_errands();
-        for one in outstanding {
-            match one {
-                Outstanding::Dispatch(dispatch) => {
-                    let (step, attempt) = (dispatch.index, dispatch.attempt);
-                    if self.errands.iter().any(|(s, a, _)| *s == step && *a == attempt) {
-                        continue;
-                    }
-                    let unsent = !self.adopted.contains(&(step, attempt));
-                    let answer = self.answer_for(&dispatch, answers);
-                    let errand = Errand::new(&self.entry, &self.run, dispatch, unsent);
-                    let token = match answer {
-                        Some(answer) => self.shared.begin_errand_in(errand, answer),
-                        None => self.shared.begin_errand(errand),
-                    };
-                    self.errands.push((step, attempt, token));
-                }
-                Outstanding::CancelAttempt(cancel) => {
-                    let key = key_of(&self.entry, &cancel.step, cancel.attempt);
-                    self.shared.registry.order_cancel(&cancel.instance, key.clone());
-                    self.cancels.push((cancel.index, cancel.instance, key));
-                }
-                Outstanding::Place(_) | Outstanding::WakeAt(_) => {}
-            }
-        }
-    }
-
-    /// One that can take the task along.
-    fn answer_for(&self, dispatch: &Dispatch, answers: &mut Vec<Recorded>) -> Option<Recorded> {
-        let at = answers.iter().position(|answer| answer.instance == dispatch.instance)?;
-        let takes = self.shared.registry.takes_in_answers(&self.entry.namespace, &dispatch.agent, &dispatch.instance);
-        takes.then(|| answers.swap_remove(at))
-    }
-
-    fn end_errands(&mut self) {
-        let run = &self.run;
-        // What is to be stopped of a run that has ended, its agent is told while it holds it.
-        let is_live = |step: usize, attempt: u32| {
-            !run.has_ended() && run.steps[step].live_attempt().is_some_and(|(number, _)| number == attempt)
-        };
-        let (shared, registry) = (&self.shared, &self.shared.registry);
-        self.errands.retain(|(step, attempt, errand)| {
-            let live = is_live(*step, *attempt);
-            if !live {
-                shared.end_errand(*errand);
-            }
-            live
-        });
-        self.cancels.retain(|(step, instance, key)| {
-            let live = is_live(*step, key.attempt);
-            if !live {
-                registry.forget_order(instance, key);
-            }
-            live
-        });
-    }
-
-    pub(super) fn tell_watchers(&mut self, events: Vec<(u64, Timestamp, Actor, Event)>) {
-        for (seq, at, by, event) in events {
-            let event = RunEvent { seq, at, by, event: Arc::new(event) };
-            let change = RunChange { event, run: Arc::clone(&self.run) };
-            self.watchers.retain(|watcher| watcher.send(change.clone()));
-        }
-        if self.run.has_ended() {
-            self.watchers.clear();
-        }
     }
 
     /// The timers poke at the registered moment or before it, never after.
