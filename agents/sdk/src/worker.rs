@@ -163,6 +163,7 @@ impl Worker {
         if tokio::time::timeout(CLOSE_WITHIN, shared.attempts.wait()).await.is_err() {
             tracing::warn!("some reports were not handed over in time");
         }
+        shared.owes_nothing().await;
         // Nothing else ends now. A beat after the goodbye would take it back.
         beats.abort();
         let _ = duties.join_next().await;
@@ -200,7 +201,7 @@ struct Shared {
     draining: CancellationToken,
     /// The process ends; reports that can't be handed over go to the spool.
     closing: CancellationToken,
-    /// Told when an attempt's work ends while draining.
+    /// Told when an attempt's work ends while draining, and when a task is answered that is not started.
     quiet: Notify,
     /// Attempts at work or waiting for their report to be taken.
     attempts: TaskTracker,
@@ -295,6 +296,16 @@ impl Shared {
                 return;
             }
             quiet.await;
+        }
+    }
+
+    /// Wait until the coordinator knows of every task that was not started, for as long as it may still ask.
+    async fn owes_nothing(&self) {
+        loop {
+            let quiet = self.quiet.notified();
+            let Some(until) = self.book().owes_until() else { return };
+            // At the end of the time there is nothing to wait for.
+            let _ = tokio::time::timeout_at(until, quiet).await;
         }
     }
 

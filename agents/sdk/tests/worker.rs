@@ -135,6 +135,8 @@ async fn why_a_task_in_an_answer_is_not_started_its_copy_is_told() {
     coordinator.wait("a beat that says so", |heard| heard.beats.iter().any(|beat| beat.draining).then_some(())).await;
     agent.act.go.notify_one();
     coordinator.outcome(&held).await;
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    assert_eq!(coordinator.send(&late).await, Ok(TaskReply::Draining), "it does not end before it is asked");
     agent.end().await.unwrap();
     assert_eq!(coordinator.heard().recorded.len(), 2, "who ends takes nothing new");
 }

@@ -96,7 +96,8 @@ impl RunTask {
 
     /// One that can take the task along.
     fn answer_for(&self, dispatch: &Dispatch, answers: &mut Vec<Recorded>) -> Option<Recorded> {
-        let at = answers.iter().position(|answer| answer.instance == dispatch.instance)?;
+        // Of two to one report, who asked first waits no longer.
+        let at = answers.iter().rposition(|answer| answer.instance == dispatch.instance)?;
         let takes = self.shared.registry.takes_in_answers(&self.entry.namespace, &dispatch.agent, &dispatch.instance);
         takes.then(|| answers.swap_remove(at))
     }

@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use super::{
     Shared, WorkerError,
-    book::Verdict,
+    book::{Fingerprint, Verdict},
     outcome::{self, Broken},
     reporting::{self, Taken},
     voice::Live,
@@ -58,7 +58,10 @@ fn take(shared: &Arc<Shared>, delivery: Delivery) {
     match serde_json::from_slice(&delivery.payload) {
         Ok(task) => match begin(shared, task) {
             Begun::Started(live) => drop(shared.attempts.spawn(attempt(shared.clone(), live, Some(reply)))),
-            Begun::Answered(answer) => reply.send(bytes_of(&answer)),
+            Begun::Answered(answer, _) => {
+                reply.send(bytes_of(&answer));
+                shared.quiet.notify_waiters();
+            }
             Begun::Ignored => {}
         },
         Err(error) => {
@@ -68,17 +71,19 @@ fn take(shared: &Arc<Shared>, delivery: Delivery) {
     }
 }
 
-/// A task in the answer to a report. Why it is not started, its next copy is told.
+/// A task in the answer to a report. Why it is not started, its next copy is told, and this process does not end before that.
 pub(super) fn take_from_answer(shared: &Arc<Shared>, task: Task) {
-    if let Begun::Started(live) = begin(shared, task) {
-        shared.attempts.spawn(attempt(shared.clone(), live, None));
+    match begin(shared, task) {
+        Begun::Started(live) => drop(shared.attempts.spawn(attempt(shared.clone(), live, None))),
+        Begun::Answered(TaskReply::Accepted, _) | Begun::Ignored => {}
+        Begun::Answered(_, fingerprint) => shared.book().owe(fingerprint),
     }
 }
 
 /// What has become of a task.
 enum Begun {
     Started(Arc<Live>),
-    Answered(TaskReply),
+    Answered(TaskReply, Fingerprint),
     Ignored,
 }
 
@@ -93,8 +98,8 @@ fn begin(shared: &Shared, task: Task) -> Begun {
             book.hold(&live);
             Begun::Started(live)
         }
-        (Verdict::Start(_), Err(why)) => Begun::Answered(TaskReply::Refused { why }),
-        (Verdict::Answer(answer), _) => Begun::Answered(answer),
+        (Verdict::Start(fingerprint), Err(why)) => Begun::Answered(TaskReply::Refused { why }, fingerprint),
+        (Verdict::Answer(answer), _) => Begun::Answered(answer, book.fingerprint(&task.key)),
         (Verdict::Silence(why), _) => {
             tracing::debug!(why, run = task.key.run, step = task.key.step, "a task is not answered");
             Begun::Ignored

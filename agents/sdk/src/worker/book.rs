@@ -16,6 +16,8 @@ use super::voice::Live;
 const ANSWERS: usize = 1_000_000;
 /// Answers are kept at least this long, and twice the longest `start_within`.
 const KEEP_ANSWERS: Duration = Duration::from_secs(10);
+/// How long the next copy of a task that came in an answer is expected.
+const OWE_AN_ANSWER: Duration = Duration::from_secs(1);
 /// What an attempt's name takes in a message besides its run and step, in bytes.
 const NAME_OVERHEAD: usize = 45;
 
@@ -29,6 +31,8 @@ pub(crate) struct Book {
     session: Option<(String, u64)>,
     held: HashMap<Fingerprint, Arc<Live>>,
     answers: Answers,
+    /// Answers that nobody has heard: these tasks came in an answer themselves.
+    owed: HashMap<Fingerprint, Instant>,
     leftover: Vec<AttemptKey>,
     tally: Tally,
     hashers: (RandomState, RandomState),
@@ -62,6 +66,7 @@ impl Book {
             session: None,
             held: HashMap::new(),
             answers: Answers::new(),
+            owed: HashMap::new(),
             leftover,
             tally: Tally::default(),
             hashers: (RandomState::new(), RandomState::new()),
@@ -89,6 +94,7 @@ impl Book {
         }
         self.answers.turn(Duration::from_millis(task.start_within_ms));
         if let Some(answer) = self.answers.get(fingerprint) {
+            self.owed.remove(&fingerprint);
             return Verdict::Answer(answer.clone());
         }
         if self.answers.is_full() {
@@ -140,6 +146,18 @@ impl Book {
         }
     }
 
+    /// A task that came without asking will not be started; its next copy is to hear that.
+    pub(crate) fn owe(&mut self, fingerprint: Fingerprint) {
+        let now = Instant::now();
+        self.owed.retain(|_, until| *until > now);
+        self.owed.insert(fingerprint, now + OWE_AN_ANSWER);
+    }
+
+    /// Until when to wait for the copies of tasks that will not be started; none: for none.
+    pub(crate) fn owes_until(&self) -> Option<Instant> {
+        self.owed.values().copied().max().filter(|until| *until > Instant::now())
+    }
+
     pub(crate) fn find(&self, key: &AttemptKey) -> Option<Arc<Live>> {
         self.held.get(&self.fingerprint(key)).cloned()
     }
@@ -180,7 +198,7 @@ impl Book {
         within(self.leftover.iter().chain(&own), budget)
     }
 
-    fn fingerprint(&self, key: &AttemptKey) -> Fingerprint {
+    pub(crate) fn fingerprint(&self, key: &AttemptKey) -> Fingerprint {
         (self.hashers.0.hash_one(key), self.hashers.1.hash_one(key))
     }
 }
