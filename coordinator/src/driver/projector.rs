@@ -3,7 +3,8 @@
 //! What changed is noted when it is on disk, the latest state only; so a busy run costs one row per flush, not one per event.
 //! A flush writes with the position at which the log stood when it began, after every append up to there has noted its
 //! changes: what the store says at a position is never less than what the log says there. Flushing takes a tenth of the time at
-//! most: the busier the disk, the rarer.
+//! most: the busier the disk, the rarer. Where many runs have changed meanwhile it begins at once, however busy the disk is: what is
+//! noted is in memory.
 //!
 //! What can't be written is not kept: the journal has it. The store is then behind, whoever asks for a list is refused, and
 //! it is tried again to bring it up to the log's end from where it stands, or from the start if it has to be made anew.
@@ -43,6 +44,9 @@ const APPENDS_WAIT: Duration = Duration::from_millis(500);
 /// The same for the last flush, and how long that may take.
 const LAST_APPENDS_WAIT: Duration = Duration::from_secs(5);
 const LAST_WAIT: Duration = Duration::from_secs(10);
+
+/// With so many runs noted, a flush rests no longer.
+const NOTED: usize = 10_000;
 
 /// So many rows are written at a time, or a few more: what sled replaces meanwhile, page by page, stays in memory until all of
 /// them are written.
@@ -164,16 +168,18 @@ impl Projector {
 
     /// What lists say of the run may have changed.
     pub(super) fn changed(&self, entry: &Arc<RunEntry>, run: &Arc<Run>) {
-        let first = {
+        let noted = {
             let mut dirty = self.lock();
             if dirty.behind {
                 return;
             }
             dirty.runs.insert(entry.key, Noted::Run(Arc::clone(entry), Arc::clone(run)));
-            dirty.runs.len() == 1
+            dirty.runs.len()
         };
-        if first {
-            self.wanted.notify_one();
+        match noted {
+            1 => self.wanted.notify_one(),
+            NOTED => self.hurry.notify_one(),
+            _ => {}
         }
     }
 
