@@ -131,18 +131,26 @@ impl World {
         buffer.extend(&call.bytes);
         for message in take_messages(buffer, &["PUB", "HPUB"]) {
             if message.subject.contains(".task.") {
-                let key = key_of(&message.payload).with_context(|| format!("a task on {}", message.subject))?;
-                ensure!(
-                    self.durable.contains(&Fact::Assigned(key.clone())),
-                    "the task of {key:?} is sent before its assignment is synced"
-                );
-                self.checked.tasks += 1;
+                self.leaves(&message.payload).with_context(|| format!("a task on {}", message.subject))?;
             } else if message.payload["answer"] == "recorded" {
+                if let Some(task) = message.payload.get("task") {
+                    self.leaves(task).context("a task in an answer")?;
+                }
                 let Some(fact) = self.asked.get(&message.subject) else { continue };
                 ensure!(self.durable.contains(fact), "`recorded` is sent before {fact:?} is synced");
                 self.checked.recorded += 1;
             }
         }
+        Ok(())
+    }
+
+    fn leaves(&mut self, task: &Value) -> Result<()> {
+        let key = key_of(task).context("it names no attempt")?;
+        ensure!(
+            self.durable.contains(&Fact::Assigned(key.clone())),
+            "the task of {key:?} is sent before its assignment is synced"
+        );
+        self.checked.tasks += 1;
         Ok(())
     }
 
@@ -228,26 +236,35 @@ mod tests {
         text.bytes().fold(String::new(), |hex, byte| format!("{hex}\\x{byte:02x}"))
     }
 
-    fn trace(sync_first: bool) -> String {
+    /// The ways in which a task leaves: by itself, and in the answer to a report.
+    fn messages() -> [String; 2] {
+        let task = r#"{"run":"r","step":"s","attempt":1}"#;
+        let answer = format!(r#"{{"answer":"recorded","task":{task}}}"#);
+        [("muster.v1.default.task.a.i _INBOX.1", task), ("_INBOX_a.1", &answer)]
+            .map(|(subject, payload)| format!("PUB {subject} {}\r\n{payload}\r\n", payload.len()))
+    }
+
+    fn trace(sync_first: bool, message: &str) -> String {
         let record = r#"{"v":1,"stream":"run/r","event":{"type":"attempt_assigned","step":"s","attempt":1}}"#;
         let write = format!("7 pwrite64(5, \"{}\", 90, 0) = 90", hex(&format!("{record}\n")));
-        let task = r#"{"run":"r","step":"s","attempt":1}"#;
-        let send = format!(
-            "8 sendto(9, \"{}\", 70, 0, NULL, 0) = 70",
-            hex(&format!("PUB muster.v1.default.task.a.i _INBOX.1 {}\r\n{task}\r\n", task.len()))
-        );
+        let send = format!("8 sendto(9, \"{}\", 70, 0, NULL, 0) = 70", hex(message));
         let (begin, end) = ("7 fdatasync(5 <unfinished ...>".to_owned(), "7 <... fdatasync resumed>) = 0".to_owned());
         if sync_first { [write, begin, end, send].join("\n") } else { [write, begin, send, end].join("\n") }
     }
 
     #[test]
     fn a_send_after_the_sync_is_counted() {
-        assert_eq!(acts_follow_syncs(&trace(true)).unwrap(), Checked { tasks: 1, recorded: 0 });
+        for message in messages() {
+            let checked = acts_follow_syncs(&trace(true, &message)).unwrap();
+            assert_eq!(checked, Checked { tasks: 1, recorded: 0 }, "{message}");
+        }
     }
 
     #[test]
     fn a_send_while_the_sync_is_under_way_is_an_error() {
-        let error = format!("{:#}", acts_follow_syncs(&trace(false)).unwrap_err());
-        assert!(error.contains("sent before its assignment is synced"), "{error}");
+        for message in messages() {
+            let error = format!("{:#}", acts_follow_syncs(&trace(false, &message)).unwrap_err());
+            assert!(error.contains("sent before its assignment is synced"), "{message}: {error}");
+        }
     }
 }
