@@ -1,12 +1,12 @@
-//! The coordinator killed with -9 at random moments, an agent killed in the middle of a step, NATS restarted: every run ends,
-//! and the ledger that the steps themselves wrote, outside of everything, agrees with the journal.
+//! The coordinator killed with -9 at random moments and around a new segment of its log, an agent killed in the middle of a step,
+//! NATS restarted: every run ends, and the ledger that the steps themselves wrote, outside of everything, agrees with the journal.
 
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
-    fs::{self, Permissions},
-    os::unix::fs::PermissionsExt as _,
-    path::PathBuf,
+    fs::{self, File, Permissions},
+    os::unix::fs::{FileExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -24,6 +24,14 @@ const KILLS_A_RUN: u32 = 4;
 /// Of so many kills one comes while the coordinator starts.
 const KILLS_A_START: u32 = 5;
 
+/// A segment of the log is full at 64 MiB; it is made with so many zeros.
+const SEGMENT_BYTES: u64 = 64 << 20;
+/// A step's parameters: 256 KiB go over NATS at most. Each attempt has them in the log once, as rendered.
+const LARGE_BYTES: usize = 200_000;
+/// Runs and their steps: together more than a segment and a quarter.
+const LARGE_RUNS: usize = 10;
+const LARGE_STEPS: usize = 37;
+
 /// What steps really did: one line at the beginning of each try, one at its end.
 struct Ledger {
     file: PathBuf,
@@ -37,11 +45,11 @@ impl Ledger {
         let (dir, file, gate) = (system.dir.path(), system.dir.path().join("ledger"), system.dir.path().join("gate"));
         fs::write(&gate, "open")?;
         let script = dir.join("ledger.sh");
-        // `held` waits until the test opens the gate; `quick` does not.
+        // `held` waits until the test opens the gate, `large` takes parameters of the size that it is told; `quick` does neither.
         fs::write(
             &script,
             format!(
-                "#!/bin/sh\necho \"begin $2 $3\" >> {ledger}\nif [ \"$1\" = held ]; then until [ -e {gate} ]; do sleep 0.05; done; fi\necho \"end $2 $3\" >> {ledger}\n",
+                "#!/bin/sh\necho \"begin $2 $3\" >> {ledger}\nif [ \"$1\" = held ]; then until [ -e {gate} ]; do sleep 0.05; done; fi\nif [ \"$1\" = large ]; then [ \"$(wc -c)\" -eq \"$4\" ] || exit 9; fi\necho \"end $2 $3\" >> {ledger}\n",
                 ledger = file.display(),
                 gate = gate.display(),
             ),
@@ -114,6 +122,45 @@ fn playbook(name: &str, steps: usize, mode: &str) -> String {
         );
     }
     yaml
+}
+
+/// Its steps have parameters of [`LARGE_BYTES`], each rendered from the same input.
+fn large_playbook() -> String {
+    let text = "x".repeat(LARGE_BYTES);
+    let mut yaml = format!(
+        "apiVersion: muster.dev/v1\nkind: Playbook\nmetadata: {{name: large, owner: ops}}\nspec:\n  inputs: {{type: object, properties: {{text: {{type: string, default: {text}}}}}}}\n  phases:\n    - id: all\n      milestone: Done\n      steps:\n"
+    );
+    for n in 1..=LARGE_STEPS {
+        let needs = if n == 1 { String::new() } else { format!("          needs: [s{}]\n", n - 1) };
+        // Writing to a string can't fail.
+        let _ = writeln!(
+            yaml,
+            "        - id: s{n}\n{needs}          agent: {{role: infra}}\n          action: command.run\n          with: {{command: ledger, args: [large, \"{{{{ run.id }}}}\", s{n}, \"{LARGE_BYTES}\"], stdin: \"{{{{ inputs.text }}}}\"}}\n          timeout: 60s\n          queueTimeout: 10m\n          undo: irreversible"
+        );
+    }
+    yaml
+}
+
+/// The segments of a log, the first one first.
+fn segments(log: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = fs::read_dir(log)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    files.retain(|file| file.extension().is_some_and(|e| e == "jsonl"));
+    files.sort();
+    Ok(files)
+}
+
+/// How far a segment is written: what is behind that are zeros, and no record has one.
+fn written(segment: &Path) -> Result<u64> {
+    let file = File::open(segment)?;
+    let (mut from, mut to) = (0, file.metadata()?.len());
+    while from < to {
+        let (middle, mut byte) = (from.midpoint(to), [0]);
+        match file.read_at(&mut byte, middle)? {
+            1 if byte[0] != 0 => from = middle + 1,
+            _ => to = middle,
+        }
+    }
+    Ok(from)
 }
 
 /// A small generator, so that a failure can be repeated by its seed.
@@ -190,6 +237,42 @@ fn the_coordinator_is_killed_at_200_random_moments_of_busy_runs() -> Result<()> 
             ensure!(tries == Some((1, 1)), "run {run} step s{n} was done {tries:?} times; its agent was never lost");
         }
     }
+    verify_journal(&mut system)
+}
+
+#[test]
+fn the_coordinator_is_killed_before_at_and_after_a_roll_of_its_log() -> Result<()> {
+    let mut system = System::start()?;
+    let ledger = Ledger::new(&system)?;
+    system.start_agent("infra-1", "infra", &["--slots", "4", "--allow", path(&ledger.allow)?])?;
+    let playbook = system.submit(&large_playbook())?;
+    let runs = (0..LARGE_RUNS).map(|_| system.start_run(&playbook)).collect::<Result<Vec<_>>>()?;
+    let log = system.data_dir().join("log");
+    let nth_is_written = |n: usize, bytes| -> Result<bool> {
+        segments(&log)?.get(n).map_or(Ok(false), |segment| Ok(written(segment)? > bytes))
+    };
+    let moments: [(&str, &dyn Fn() -> Result<bool>); 4] = [
+        ("the next segment's zeros are written", &|| Ok(log.join("spare").exists())),
+        ("a segment is nearly full", &|| nth_is_written(0, SEGMENT_BYTES - (2 << 20))),
+        ("the next one is in its place", &|| Ok(segments(&log)?.len() == 2)),
+        ("the next one has more than its first batch", &|| nth_is_written(1, 3 << 20)),
+    ];
+    for (moment, has_come) in moments {
+        wait_for(moment, LONG, || Ok(has_come()?.then_some(())))?;
+        system.kill_coordinator()?;
+        let ended = ledger.tries()?.values().filter(|(_, ended)| *ended > 0).count();
+        ensure!(ended < LARGE_RUNS * LARGE_STEPS, "all steps had ended when {moment}: no run was at work");
+        system.start_coordinator()?;
+    }
+    wait_for("all runs succeed", LONG, || {
+        let listed = system.json(&["run", "list", "--state", "succeeded"])?.to_string();
+        Ok(runs.iter().all(|run| listed.contains(run.as_str())).then_some(()))
+    })?;
+    let tries = ledger.tries()?;
+    ensure!(tries.len() == LARGE_RUNS * LARGE_STEPS, "{} steps were done", tries.len());
+    ensure!(tries.values().all(|&tries| tries == (1, 1)), "its agent was never lost, and yet: {tries:?}");
+    let segments = segments(&log)?;
+    ensure!(segments.len() == 2, "the log has {segments:?}");
     verify_journal(&mut system)
 }
 
