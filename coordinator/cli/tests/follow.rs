@@ -221,3 +221,34 @@ fn a_step_that_was_found_done_is_unchanged_unless_an_earlier_attempt_may_have_do
     let script = Script { run, ..Script::default() };
     follow(script, "unchanged", &[&["run", "get", "r1"], &["run", "watch", "r1"]]);
 }
+
+#[test]
+fn an_output_that_was_cut_is_said_to_be() {
+    use v1::attempt::State as Attempt;
+    let gives = |id, attempts: &[_], cut: &[bool]| {
+        let mut step = done_by(id, attempts);
+        step.output = Some(prost_types::Value { kind: Some(prost_types::value::Kind::BoolValue(true)) });
+        for (attempt, cut) in step.attempts.iter_mut().zip(cut) {
+            attempt.truncated = *cut;
+        }
+        step
+    };
+    let left = "left as it is by dba-1".to_owned();
+    let run = v1::Run {
+        steps: vec![
+            gives("cut", &[(Attempt::Succeeded, false)], &[true]),
+            gives("found-done-and-cut", &[(Attempt::Succeeded, true)], &[true]),
+            gives("cut-with-a-reason", &[(Attempt::Succeeded, false)], &[true]),
+            gives(
+                "whole-at-the-second-try",
+                &[(Attempt::Succeeded, false), (Attempt::Succeeded, false)],
+                &[true, false],
+            ),
+            gives("whole", &[(Attempt::Succeeded, false)], &[false]),
+        ],
+        ..run(6, State::Succeeded, "")
+    };
+    let mut script = Script { run, ..Script::default() };
+    script.run.steps[2].state_reason = left;
+    follow(script, "cut", &[&["run", "get", "r1"], &["run", "watch", "r1"]]);
+}

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::{World, at, failed, gate, ok, phase, plan, simple, step, verify};
 use muster_engine::{
     plan::OnFailure,
@@ -308,6 +310,39 @@ fn an_inconclusive_gate_pauses_with_a_question_and_is_judged_again_at_resume() {
     let events = world.command(&Command::Resume { reason: "look again".to_owned() });
     assert_eq!(events.iter().filter(|e| matches!(e, Event::GateJudged { .. })).count(), 1);
     assert!(world.run.pause.is_some());
+}
+
+#[test]
+fn a_gate_judges_no_text_or_list_of_an_output_that_was_cut() {
+    let judged = |condition: &str, truncated: bool| {
+        let mut only = phase("only");
+        only.gate = Some(gate(&[condition], &[]));
+        let mut world = World::new(plan(vec![only], vec![step("a", &[])]));
+        world.assign("a");
+        let output = Arc::new(json!({ "text": "all is well", "list": [1, 2], "errors": 0, "well": true }));
+        let outcome = Outcome::Succeeded { output, unchanged: false, observations: Vec::new(), truncated };
+        let events = world.finish("a", outcome);
+        let Some(Event::GateJudged { verdict, criteria, .. }) = events.get(1) else { panic!("no gate in {events:?}") };
+        (*verdict, criteria[0].error.clone())
+    };
+    for reads_a_part in [
+        "steps.a.output.text == 'all is well'",
+        "!steps.a.output.text.contains('error')",
+        "size(steps.a.output.list) == 2",
+        "has(steps.a.output.text)",
+    ] {
+        assert_eq!(judged(reads_a_part, false).0, GateVerdict::Passed, "{reads_a_part}");
+        let (verdict, why) = judged(reads_a_part, true);
+        assert_eq!(verdict, GateVerdict::Inconclusive, "{reads_a_part}");
+        assert!(why.starts_with("the output of step a was cut"), "{why}");
+    }
+    let (verdict, why) = judged("steps.a.output.cut_off_with_the_rest > 0", true);
+    assert_eq!(verdict, GateVerdict::Inconclusive);
+    assert!(why.starts_with("the output of step a was cut"), "{why}");
+    // Neither is ever cut.
+    for whole in ["steps.a.output.errors == 0", "steps.a.output.well"] {
+        assert_eq!(judged(whole, true).0, GateVerdict::Passed, "{whole}");
+    }
 }
 
 #[test]

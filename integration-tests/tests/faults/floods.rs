@@ -186,6 +186,10 @@ fn what_an_agent_gives_beyond_the_limit_is_cut_and_what_undo_would_need_is_refus
     ensure!(step["attempts"][0]["truncated"] == true, "nobody says that it is cut");
     let kept = step["output"]["rest"].as_str().context("the beginning is there")?.len();
     ensure!(step["output"]["first"] == "kept" && kept <= 16 << 10, "{kept} bytes of it are there");
+    for shows in ["get", "events"] {
+        let shown = String::from_utf8(house.system.cli(&["run", shows, &run])?.stdout)?;
+        ensure!(shown.contains("its output was too large and is cut"), "`run {shows}` says nothing of it: {shown}");
+    }
 
     let run = house.run_of(&[large("ledger.append", append, ", output_mb: 1, fails: true")])?;
     let ended = house.ends(&run, "FAILED")?;

@@ -6,7 +6,7 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, LazyLock,
+        Arc, LazyLock, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -67,6 +67,11 @@ pub enum ExprError {
     /// It could not be evaluated: a missing value, a wrong type, a division by zero.
     #[error("{0}")]
     Evaluation(String),
+    /// It reads what may not be whole.
+    #[error(
+        "the output of step {0} was cut, and this reads a text or a list of it, which may not be whole; judge a number of it, or give less"
+    )]
+    Cut(String),
     /// A condition gave something else than true or false.
     #[error("a condition has to be true or false, this one is {0}")]
     NotBool(&'static str),
@@ -117,13 +122,17 @@ fn is_path(text: &str) -> bool {
 
 fn eval(expression: &str, scope: &Scope<'_>) -> Result<cel::Value, ExprError> {
     let ast = parse(expression)?;
-    let names = Resolver { scope: *scope, left: AtomicUsize::new(MAX_WORK) };
+    let names = Resolver { scope: *scope, left: AtomicUsize::new(MAX_WORK), cut: OnceLock::new() };
     let result = catch_unwind(AssertUnwindSafe(|| {
         let mut context = Context::with_env(Arc::clone(&ENV));
         context.set_variable_resolver(&names);
         cel::Value::resolve(&ast, &context).map_err(|e| ExprError::Evaluation(short(&e.to_string())))
     }))
     .unwrap_or_else(|_| Err(ExprError::Evaluation("the evaluation broke off".to_owned())));
+    // Before any other error: what is missing may be what was cut off.
+    if let Some(step) = names.cut.into_inner() {
+        return Err(ExprError::Cut(step));
+    }
     if names.left.load(Ordering::Relaxed) == 0 {
         return Err(ExprError::Limit("the expression looks at too many values".to_owned()));
     }
@@ -266,12 +275,18 @@ fn entries(entries: &[IdedEntryExpr]) -> Vec<&Expression> {
 struct Resolver<'a> {
     scope: Scope<'a>,
     left: AtomicUsize,
+    /// The first step of whose output something was read that may not be whole.
+    cut: OnceLock<String>,
 }
 
 impl VariableResolver for Resolver<'_> {
     /// CEL asks for the longest dotted name first, so that only the value at its end is converted.
     fn resolve<'b>(&'b self, variable: &str) -> Option<CowVal<'b, 'b>> {
-        let value = match self.scope.find(variable)? {
+        let found = self.scope.find(variable)?;
+        if let Some(step) = self.scope.cut_step(variable, &found) {
+            self.cut.get_or_init(|| step);
+        }
+        let value = match found {
             Found::Value(value) => self.to_cel(value)?,
             Found::Step(None) => to_map(std::iter::empty()),
             Found::Step(Some(output)) => to_map([("output", self.to_cel(output)?)].into_iter()),

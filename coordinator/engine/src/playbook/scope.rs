@@ -10,6 +10,11 @@ use crate::ids::StepId;
 pub trait Outputs: Sync {
     /// The output of a step that has one: it has succeeded, or is being verified.
     fn output(&self, step: &str) -> Option<&Value>;
+
+    /// Whether what reads that output may not read texts, lists and maps of it, since it was cut.
+    fn is_cut(&self, _step: &str) -> bool {
+        false
+    }
 }
 
 impl Outputs for BTreeMap<StepId, Arc<Value>> {
@@ -48,6 +53,16 @@ pub(crate) enum Found<'a> {
 }
 
 impl<'a> Scope<'a> {
+    /// The step of whose output a path leads to something that may not be whole: its agent had to cut it. Numbers, true, false and
+    /// null are never cut.
+    pub(crate) fn cut_step(&self, path: &str, found: &Found<'_>) -> Option<String> {
+        if matches!(found, Found::Value(Value::Number(_) | Value::Bool(_) | Value::Null)) {
+            return None;
+        }
+        let step = path.strip_prefix("steps.")?.split('.').next()?;
+        self.steps.is_cut(step).then(|| step.to_owned())
+    }
+
     /// Follows `root.name.name…`; none where nothing is there.
     pub(crate) fn find(&self, path: &str) -> Option<Found<'a>> {
         let mut names = path.split('.');

@@ -5,7 +5,11 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{Run, state::StepState};
+use super::{
+    Run,
+    event::{AttemptEnd, Outcome, Purpose},
+    state::{Attempt, StepState},
+};
 use crate::playbook::{Outputs, Scope, expr, render};
 
 impl Outputs for Run {
@@ -23,6 +27,36 @@ impl Outputs for Run {
             | StepState::Undone => None,
         }
     }
+}
+
+/// The same for a gate, which judges no part of an output that may not be whole.
+struct Evidence<'a>(&'a Run);
+
+impl Outputs for Evidence<'_> {
+    fn output(&self, step: &str) -> Option<&Value> {
+        self.0.output(step)
+    }
+
+    /// An output that a person gave in its place is whole.
+    fn is_cut(&self, step: &str) -> bool {
+        let Some(step) = self.0.plan.facts().step(step).and_then(|i| self.0.steps.get(i)) else { return false };
+        let (given, truncated) = step.attempts.iter().rev().find_map(given).unzip();
+        truncated == Some(true) && step.output.as_ref() == given
+    }
+}
+
+/// What an attempt gave as the step's output, and whether that was cut.
+fn given(attempt: &Attempt) -> Option<(&Arc<Value>, bool)> {
+    let Some((_, AttemptEnd::Finished { outcome: Outcome::Succeeded { output, truncated, .. } })) = &attempt.end else {
+        return None;
+    };
+    matches!(attempt.purpose, Purpose::Run | Purpose::Probe).then_some((output, *truncated))
+}
+
+/// Whether a gate's condition holds; an error says why that can't be told, a cut output included.
+pub(crate) fn judged(run: &Run, expression: &str) -> Result<bool, String> {
+    let evidence = Scope { steps: &Evidence(run), ..scope(run, None) };
+    expr::eval_bool(expression, &evidence).map_err(|e| e.to_string())
 }
 
 /// Whether a condition holds; an error says why that can't be told.

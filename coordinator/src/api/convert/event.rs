@@ -219,10 +219,11 @@ fn next_text(next: &StepNext) -> String {
 
 fn end_text(end: &AttemptEnd) -> String {
     match end {
-        AttemptEnd::Finished { outcome: Outcome::Succeeded { unchanged: true, .. } } => {
-            "found everything as it should be".to_owned()
+        AttemptEnd::Finished { outcome: Outcome::Succeeded { unchanged, truncated, .. } } => {
+            let how = if *unchanged { "found everything as it should be" } else { "succeeded" };
+            let cut = if *truncated { "; its output was too large and is cut" } else { "" };
+            format!("{how}{cut}")
         }
-        AttemptEnd::Finished { outcome: Outcome::Succeeded { .. } } => "succeeded".to_owned(),
         AttemptEnd::Finished { outcome: Outcome::NotSatisfied { diff } } if diff.is_empty() => {
             "found that it is not done".to_owned()
         }

@@ -7,6 +7,9 @@ use crate::{
     words,
 };
 
+/// What is said of an output that its agent had to cut.
+const CUT: &str = "its output was too large and is cut";
+
 /// A run with its phases and steps.
 pub(crate) fn run(run: &v1::Run) -> View {
     let mut blocks = vec![Block::Fields(fields(run)), Block::Table(phases(run)), Block::Table(steps(run))];
@@ -148,8 +151,26 @@ fn is_unchanged(step: &v1::Step) -> bool {
         && tries.all(|a| a.state() == State::Succeeded && a.unchanged)
 }
 
-/// Why a step is where it is: its own reason, else what its agent said last, or its last error.
+/// Whether its agent had to cut the output that a step gives.
+fn is_cut(step: &v1::Step) -> bool {
+    use v1::attempt::{Purpose, State};
+    let gives =
+        |a: &&v1::Attempt| matches!(a.purpose(), Purpose::Run | Purpose::Probe) && a.state() == State::Succeeded;
+    step.output.is_some() && step.attempts.iter().rev().find(gives).is_some_and(|a| a.truncated)
+}
+
+/// Why a step is where it is: its own reason, else what its agent said last, or its last error. Of one whose output is not
+/// whole, that too.
 pub(crate) fn why(step: &v1::Step) -> String {
+    let why = reason(step);
+    match (is_cut(step), why.is_empty()) {
+        (true, true) => CUT.to_owned(),
+        (true, false) => format!("{why}; {CUT}"),
+        (false, _) => why,
+    }
+}
+
+fn reason(step: &v1::Step) -> String {
     let last = step.attempts.last();
     let said = || last.map(|a| a.status.clone()).filter(|s| !s.is_empty());
     let failed = || last.map(|a| a.message.clone());

@@ -70,7 +70,7 @@ fn unparsed(error: &ExprError) -> Problem {
     let (code, offset, hint) = match error {
         ExprError::Syntax { column, .. } => ("EXPRESSION_SYNTAX", column - 1, "write a CEL expression"),
         ExprError::Limit(_) => ("EXPRESSION_LIMIT", 0, "write a simpler expression, or let an action work it out"),
-        ExprError::Evaluation(_) | ExprError::NotBool(_) => ("EXPRESSION_TYPE", 0, ""),
+        ExprError::Evaluation(_) | ExprError::NotBool(_) | ExprError::Cut(_) => ("EXPRESSION_TYPE", 0, ""),
     };
     Problem { code, warning: false, message, hint: hint.to_owned(), offset }
 }

@@ -175,7 +175,7 @@ fn end_phase(run: &Run, p: usize, now: Timestamp) -> Vec<Event> {
 
 fn judge_gate(run: &Run, planned: &PlannedGate) -> (GateVerdict, Vec<Criterion>) {
     let judge = |expression: &String| {
-        let (value, error) = match eval::holds(run, expression, None) {
+        let (value, error) = match eval::judged(run, expression) {
             Ok(value) => (Some(value), String::new()),
             Err(error) => (None, error),
         };
