@@ -110,11 +110,14 @@ pub struct ProbeOutput {
     pub latency_p95_ms: Option<f64>,
     /// One client's connection: 95th percentile, in milliseconds.
     pub connect_p95_ms: Option<f64>,
-    /// Server connections that the pool held when all clients were at work.
+    /// Server connections that the pools of this database held when all clients were at work: those of all its users, not only
+    /// of the one that asks.
     pub server_connections: u64,
-    /// As many as it may hold, without the reserve.
+    /// As many as the pool of one user may hold, without the reserve.
     pub pool_size: u64,
-    /// It held no more than size and reserve allow.
+    /// `server_connections` is no more than size and reserve allow. PgBouncer has a pool for each user of a database, and this holds
+    /// the connections of all against the size of one: where other users work in the same database, it may be false though no
+    /// pool holds too many.
     pub within_pool: bool,
     /// Errors by text, with how often.
     pub errors: BTreeMap<String, u64>,
