@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use cargo_metadata::MetadataCommand;
 use muster_integration_tests::{
     process::{Process, binary, checkout, tail, wait_for},
+    sweep::Folder,
     system::free_address,
 };
 
@@ -40,7 +41,7 @@ fn commands(document: &str) -> Result<Vec<String>> {
 /// Run the blocks as one script in a folder that has the checkout's playbooks and documents; what it printed.
 fn run(document: &str, blocks: &[String]) -> Result<String> {
     let muster = binary("muster", "muster");
-    let dir = tempfile::tempdir()?;
+    let dir = Folder::of(tempfile::tempdir()?);
     for folder in ["playbooks", "docs", "integration-tests"] {
         std::os::unix::fs::symlink(checkout().join(folder), dir.path().join(folder))?;
     }

@@ -12,6 +12,7 @@ use muster_bus::testkit::NatsServer;
 use muster_integration_tests::{
     lab::{Certificates, RunAs},
     process::{Process, binary, tail, wait_for},
+    sweep::Folder,
     system::{SOON, free_address, path},
 };
 
@@ -33,7 +34,7 @@ fn stderr(output: &Output) -> String {
 
 #[test]
 fn the_api_over_tls_lets_in_who_has_a_token_and_that_far() -> Result<()> {
-    let dir = tempfile::tempdir()?;
+    let dir = Folder::of(tempfile::tempdir()?);
     let nats = NatsServer::start()?;
     let certificates = Certificates::make(&dir.path().join("tls"), &RunAs::ordinary("nobody")?, "localhost", 30)?;
     let (data, listen) = (dir.path().join("data"), free_address()?);

@@ -564,3 +564,19 @@ async fn the_usual_tools_see_it() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_ends_says_first_that_it_does_not_take_what_came_with_an_answer() {
+    let (coordinator, agent) = both(Setup::default()).await;
+    let (held, late) = (coordinator.task("a", json!({"do": "wait"})), coordinator.task("b", json!({})));
+    assert!(is_accepted(&coordinator.send(&held).await));
+    // The coordinator has given `late` out before it hears of the drain: the answer is on its way.
+    coordinator.heard().report_answers.push_back(Some(with_task(&late)));
+    agent.shutdown.cancel();
+    agent.act.go.notify_one();
+    coordinator.outcome(&held).await;
+    // When the coordinator asks, after driver/post.rs's ASK_AFTER.
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    assert_eq!(coordinator.send(&late).await, Ok(TaskReply::Draining));
+    agent.end().await.unwrap();
+}

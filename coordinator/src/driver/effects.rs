@@ -97,7 +97,9 @@ impl RunTask {
     /// One that can take the task along.
     fn answer_for(&self, dispatch: &Dispatch, answers: &mut Vec<Recorded>) -> Option<Recorded> {
         // Of two to one report, who asked first waits no longer.
-        let at = answers.iter().rposition(|answer| answer.instance == dispatch.instance)?;
+        // Who had the id of the instance before may still report of that time.
+        let is_to = |answer: &Recorded| answer.agent == dispatch.agent && answer.instance == dispatch.instance;
+        let at = answers.iter().rposition(is_to)?;
         let takes = self.shared.registry.takes_in_answers(&self.entry.namespace, &dispatch.agent, &dispatch.instance);
         takes.then(|| answers.swap_remove(at))
     }

@@ -29,7 +29,7 @@ impl RunTask {
     /// An agent's report: recorded once, repeated without another record, stale and conflicting ones told so.
     pub(super) fn report(&mut self, turn: &mut Turn, agent: AgentName, report: Report, to: Option<ReplyTo>) {
         let by = Shared::actor_of(&agent);
-        let instance = report.instance;
+        let (instance, sender) = (report.instance, agent.clone());
         let fence = Fence {
             step: report.key.step.into(),
             attempt: report.key.attempt,
@@ -66,7 +66,7 @@ impl RunTask {
         let answer = match (verdict, taken) {
             (Verdict::New | Verdict::Repeated, Ok(())) => {
                 let instance = InstanceId::from(instance.as_str());
-                turn.answers.extend(to.map(|to| Pending::Recorded(Recorded { to, instance })));
+                turn.answers.extend(to.map(|to| Pending::Recorded(Recorded { to, agent: sender, instance })));
                 return;
             }
             (Verdict::Stale, Ok(())) => reply(&ReportReply::Stale),

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use muster_bus::bus::ReplyTo;
 use muster_engine::{
-    ids::{Actor, InstanceId},
+    ids::{Actor, AgentName, InstanceId},
     run::{self as engine, Command, Event, Rejection, Run, Touched, event::RunStarted},
 };
 use serde_json::value::to_raw_value;
@@ -53,9 +53,10 @@ pub(super) enum Pending {
     Refused(Answer, Box<ControlError>),
 }
 
-/// That a report is on disk, to its instance.
+/// That a report is on disk, to the agent that sent it.
 pub(super) struct Recorded {
     pub(super) to: ReplyTo,
+    pub(super) agent: AgentName,
     pub(super) instance: InstanceId,
 }
 

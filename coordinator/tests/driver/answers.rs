@@ -118,3 +118,29 @@ async fn what_was_begun_before_is_not_sent_again_with_an_answer() {
     }
     assert!(house.ended(&run.id).await.steps.iter().all(|step| step.attempts.len() == 1));
 }
+
+/// Who had the id of an instance before is not who has it now.
+#[tokio::test(start_paused = true)]
+async fn a_task_goes_to_the_agent_of_the_instance_and_not_to_who_had_its_id_before() {
+    let house = House::open().await;
+    let other = |register: &mut muster_bus::message::Register| {
+        register.role = "other".to_owned();
+        register.host = Some("host-2".to_owned());
+        register.tasks_in_answers = true;
+    };
+    let mut first = Agent::start(house.bus.clone(), "other-1", "x", other).await;
+    let steps = ["id: s0, action: test.work, with: {n: 0}", "id: s1, needs: [s0], action: test.work, with: {n: 1}"];
+    let yaml = playbook(&steps, "").replace("with: {n: 0}, agent: {role: infra}", "with: {n: 0}, agent: {role: other}");
+    house.start(&yaml).await;
+    let task = first.next(TaskReply::Accepted).await;
+    first.fall_silent();
+    let key = task.key.clone();
+    let _second = Agent::start(house.bus.clone(), "other-1", "y", |register| {
+        other(register);
+        (register.dead, register.spooled) = (vec!["x".to_owned()], vec![key]);
+    })
+    .await;
+    let mut infra = Agent::start(house.bus.clone(), "infra-1", "x", |register| register.tasks_in_answers = true).await;
+    assert_eq!(report(&first, &task).await, None, "a task of infra-1 is told to other-1");
+    infra.next(TaskReply::Accepted).await;
+}
