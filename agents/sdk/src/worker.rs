@@ -168,6 +168,10 @@ impl Worker {
         beats.abort();
         let _ = duties.join_next().await;
         session::say_goodbye(&shared).await;
+        // What was sent before the goodbye was heard is here by now, and is told that it will not be started.
+        shared.ended.cancel();
+        let _ = duties.join_next().await;
+        session::hand_over(&shared).await;
         tracing::info!(agent = shared.config.agent, "the agent has ended");
         Ok(())
     }
@@ -201,6 +205,8 @@ struct Shared {
     draining: CancellationToken,
     /// The process ends; reports that can't be handed over go to the spool.
     closing: CancellationToken,
+    /// The last word is said: tasks are answered that are here already, and no more.
+    ended: CancellationToken,
     /// Told when an attempt's work ends while draining, and when a task is answered that is not started.
     quiet: Notify,
     /// Attempts at work or waiting for their report to be taken.
@@ -239,6 +245,7 @@ impl Shared {
             clock: Clock::new(),
             draining: CancellationToken::new(),
             closing: CancellationToken::new(),
+            ended: CancellationToken::new(),
             quiet: Notify::new(),
             attempts: TaskTracker::new(),
             lost_lines: AtomicU64::new(0),

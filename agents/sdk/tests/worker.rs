@@ -5,6 +5,7 @@ mod support;
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::StreamExt as _;
 use muster_agent::WorkerError;
 use muster_bus::{
     Bus, BusError, LocalBus,
@@ -579,4 +580,18 @@ async fn who_ends_says_first_that_it_does_not_take_what_came_with_an_answer() {
     tokio::time::sleep(Duration::from_millis(250)).await;
     assert_eq!(coordinator.send(&late).await, Ok(TaskReply::Draining));
     agent.end().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_meets_the_goodbye_is_told_that_it_will_not_be_started() {
+    let (coordinator, agent) = both(Setup::default()).await;
+    coordinator.registered(1).await;
+    let answer_to = "answers.1";
+    let mut answers = coordinator.bus.subscribe(answer_to).await.unwrap();
+    coordinator.heard().at_goodbye = Some((coordinator.task("a", json!({})), answer_to.to_owned()));
+    agent.shutdown.cancel();
+    agent.end().await.unwrap();
+    let answer = tokio::time::timeout(SOON, answers.next()).await.expect("an answer").unwrap();
+    assert!(!answer.nobody, "there was nobody to answer");
+    assert_eq!(serde_json::from_slice::<TaskReply>(&answer.payload).unwrap(), TaskReply::Draining);
 }

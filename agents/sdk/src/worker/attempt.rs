@@ -37,17 +37,26 @@ const STOP_WITHIN: Duration = Duration::from_secs(5);
 const ACCEPT_WITHIN: Duration = Duration::from_millis(5);
 const ACCEPTED: &[u8] = br#"{"answer":"accepted"}"#;
 
-/// Take tasks as long as the bus gives them.
+/// Take tasks as long as the bus gives them; at the end of the process, those that it has given already.
 pub(super) async fn serve(shared: Arc<Shared>, mut tasks: Subscription) -> Result<(), WorkerError> {
     // A task can come before the answer to the registration, which says whose tasks count.
     let mut registered = shared.registered.subscribe();
-    if registered.wait_for(|count| *count > 0).await.is_err() {
-        return Err(WorkerError::Closed);
+    tokio::select! {
+        is_registered = registered.wait_for(|count| *count > 0) => if is_registered.is_err() {
+            return Err(WorkerError::Closed);
+        },
+        () = shared.ended.cancelled() => return Ok(()),
     }
-    while let Some(delivery) = tasks.next().await {
-        take(&shared, delivery);
+    loop {
+        tokio::select! {
+            biased;
+            next = tasks.next() => match next {
+                Some(delivery) => take(&shared, delivery),
+                None => return Err(WorkerError::Closed),
+            },
+            () = shared.ended.cancelled() => return Ok(()),
+        }
     }
-    Err(WorkerError::Closed)
 }
 
 fn take(shared: &Arc<Shared>, delivery: Delivery) {

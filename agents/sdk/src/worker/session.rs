@@ -148,6 +148,13 @@ pub(super) async fn say_goodbye(shared: &Shared) {
     }
 }
 
+/// Wait until what was said has left this process.
+pub(super) async fn hand_over(shared: &Shared) {
+    if let Ok(Err(error)) = tokio::time::timeout(GOODBYE_WITHIN, shared.bus.flush()).await {
+        tracing::debug!(%error, "the last answers may not have got out");
+    }
+}
+
 async fn beat(shared: &Shared, ending: bool) -> Result<BeatReply, String> {
     let budget = shared.bus.max_payload().saturating_sub(OTHER);
     let (holds, cluster, draining) = {

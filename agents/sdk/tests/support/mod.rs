@@ -45,6 +45,8 @@ pub struct Heard {
     pub register_answers: VecDeque<RegisterReply>,
     pub report_answers: VecDeque<Option<ReportReply>>,
     pub beat_answers: VecDeque<BeatReply>,
+    /// Sent together with the answer to a goodbye, to be answered there.
+    pub at_goodbye: Option<(Task, String)>,
     pub term: u64,
     /// How long a wait may take; longer on a bad bus whose clock jumps.
     pub patience: Duration,
@@ -73,6 +75,7 @@ impl Coordinator {
                     if let (Some(reply), Some(answer)) = (delivery.reply, answer) {
                         reply.send(answer);
                     }
+                    this.meet_goodbye();
                 }
             });
         }
@@ -85,6 +88,17 @@ impl Coordinator {
 
     pub fn now_ms(&self) -> i64 {
         1_767_225_600_000 + i64::try_from(self.origin.elapsed().as_millis()).unwrap()
+    }
+
+    fn meet_goodbye(&self) {
+        let mut heard = self.heard();
+        let Some(instance) = heard.beats.last().filter(|beat| beat.ending).map(|beat| beat.instance.clone()) else {
+            return;
+        };
+        if let Some((task, answer_to)) = heard.at_goodbye.take() {
+            let subject = Subjects::new("default").task(AGENT, &instance);
+            self.bus.send_request(&subject, &answer_to, bytes(&task)).unwrap();
+        }
     }
 
     fn hear(&self, kind: AgentSubject, subject: &str, payload: &[u8]) -> Option<Bytes> {
