@@ -1,5 +1,5 @@
 //! An agent for fault tests: `fault-agent URL NAME HOST SHARED DATA`. What it really does is in `SHARED/ledger`, a line at each
-//! moment; it stops at each phase for which `SHARED/hold-{phase}` is there, and says so by `SHARED/at-{phase}`.
+//! moment; it stops at each phase for which `SHARED/hold-{phase}` is there, and says so by `SHARED/at-{phase}`. SIGTERM ends it as planned.
 
 use std::{
     error::Error,
@@ -15,6 +15,7 @@ use muster_agent::{Action, ActionError, ActionSpec, Catalogue, Checked, Context,
 use muster_bus::{NatsBus, NatsOptions, message::Scope};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
@@ -41,7 +42,13 @@ async fn run(arguments: Vec<String>) -> Result<(), Box<dyn Error>> {
         software: "fault-agent".to_owned(),
     };
     let bus = NatsBus::connect(NatsOptions::for_agent([url], name)).await?;
-    Worker::new(config, Catalogue::new(actions)?, Arc::new(bus)).run(CancellationToken::new()).await?;
+    let stop = CancellationToken::new();
+    let (mut told, stopping) = (signal(SignalKind::terminate())?, stop.clone());
+    tokio::spawn(async move {
+        told.recv().await;
+        stopping.cancel();
+    });
+    Worker::new(config, Catalogue::new(actions)?, Arc::new(bus)).run(stop).await?;
     Ok(())
 }
 

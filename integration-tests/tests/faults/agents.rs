@@ -196,3 +196,27 @@ fn an_agent_that_is_stopped_as_planned_has_ended_and_is_not_lost() -> Result<()>
     ensure!(!log.contains("has taken the place of"), "{log}");
     house.verify()
 }
+
+/// Its last reports are answered with the next tasks while it goes.
+#[test]
+fn an_agent_that_is_stopped_as_planned_again_and_again_asks_nobody() -> Result<()> {
+    const STOPS: usize = 12;
+    const BETWEEN: usize = 12;
+    let mut house = House::start()?;
+    house.agent("fault-1")?;
+    let ids: Vec<String> = (0..STOPS * BETWEEN).map(|n| format!("s{n}")).collect();
+    let steps: Vec<_> = ids.iter().map(|id| (id.as_str(), APPEND.1, APPEND.2, APPEND.3)).collect();
+    let run = house.run_of(&steps)?;
+    for stop in 1..STOPS {
+        house.wait_word("begin", &run, &ids[stop * BETWEEN], 1)?;
+        agent(&mut house, "fault-1")?.terminate(SOON)?;
+        house.agent("fault-1").with_context(|| format!("stop {stop}"))?;
+    }
+    house.ends(&run, "SUCCEEDED")?;
+    house.agrees(&run)?;
+    let twice: Vec<_> = ids.iter().filter(|id| house.count("begin", &run, id) != 1).collect();
+    ensure!(twice.is_empty(), "these were not begun once: {twice:?}");
+    let log = house.log()?;
+    ensure!(!log.contains("lease has run out") && !log.contains("has taken the place of"), "{log}");
+    house.nobody_is_woken()
+}
