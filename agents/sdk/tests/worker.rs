@@ -5,7 +5,6 @@ mod support;
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::StreamExt as _;
 use muster_agent::WorkerError;
 use muster_bus::{
     Bus, BusError, LocalBus,
@@ -17,13 +16,7 @@ use muster_bus::{
     testkit::{Faults, FaultyBus},
 };
 use serde_json::{Value, json};
-use support::{AGENT, Agent, Coordinator, SOON, Setup};
-
-async fn both(setup: Setup) -> (Arc<Coordinator>, Agent) {
-    let bus = Arc::new(LocalBus::new());
-    let coordinator = Coordinator::start(bus.clone()).await;
-    (coordinator, Agent::start(bus, setup))
-}
+use support::{AGENT, Agent, Coordinator, SOON, Setup, both};
 
 fn succeeded(output: Value) -> Outcome {
     Outcome::Succeeded { output, unchanged: false, observations: Vec::new(), truncated: false }
@@ -98,48 +91,6 @@ async fn a_task_is_started_once_however_often_it_comes() {
     assert!(is_accepted(&coordinator.send(&copy).await), "it repeats what it said");
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!((agent.act.runs(), coordinator.heard().reports.len()), (1, 1));
-}
-
-/// The answer to a report that takes this task along.
-fn with_task(task: &Task) -> ReportReply {
-    ReportReply::Recorded { orders: Vec::new(), task: Some(Box::new(task.clone())) }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_task_in_an_answer_is_started_once_though_it_comes_again() {
-    let (coordinator, agent) = both(Setup::default()).await;
-    assert!(coordinator.registered(1).await.tasks_in_answers);
-    let (first, next) = (coordinator.task("a", json!({})), coordinator.task("b", json!({"do": "wait"})));
-    coordinator.heard().report_answers.push_back(Some(with_task(&next)));
-    coordinator.carry_out(&first).await;
-    for _ in 0..3 {
-        assert!(is_accepted(&coordinator.send(&next).await), "its copies are answered");
-    }
-    agent.act.go.notify_one();
-    coordinator.outcome(&next).await;
-    assert_eq!(agent.act.runs(), 2);
-}
-
-#[tokio::test(start_paused = true)]
-async fn why_a_task_in_an_answer_is_not_started_its_copy_is_told() {
-    let (coordinator, agent) = both(Setup::default()).await;
-    let mut strange = coordinator.task("b", json!({}));
-    strange.version = "9.0.0".to_owned();
-    coordinator.heard().report_answers.push_back(Some(with_task(&strange)));
-    coordinator.carry_out(&coordinator.task("a", json!({}))).await;
-    assert!(matches!(coordinator.send(&strange).await, Ok(TaskReply::Refused { why }) if why.contains("9.0.0")));
-    let late = coordinator.task("c", json!({}));
-    let held = coordinator.task("d", json!({"do": "wait"}));
-    coordinator.heard().report_answers.push_back(Some(with_task(&late)));
-    assert!(is_accepted(&coordinator.send(&held).await));
-    agent.shutdown.cancel();
-    coordinator.wait("a beat that says so", |heard| heard.beats.iter().any(|beat| beat.draining).then_some(())).await;
-    agent.act.go.notify_one();
-    coordinator.outcome(&held).await;
-    tokio::time::sleep(Duration::from_millis(250)).await;
-    assert_eq!(coordinator.send(&late).await, Ok(TaskReply::Draining), "it does not end before it is asked");
-    agent.end().await.unwrap();
-    assert_eq!(coordinator.heard().recorded.len(), 2, "who ends takes nothing new");
 }
 
 #[tokio::test(start_paused = true)]
@@ -564,34 +515,4 @@ async fn the_usual_tools_see_it() {
             }
         }
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn who_ends_says_first_that_it_does_not_take_what_came_with_an_answer() {
-    let (coordinator, agent) = both(Setup::default()).await;
-    let (held, late) = (coordinator.task("a", json!({"do": "wait"})), coordinator.task("b", json!({})));
-    assert!(is_accepted(&coordinator.send(&held).await));
-    // The coordinator has given `late` out before it hears of the drain: the answer is on its way.
-    coordinator.heard().report_answers.push_back(Some(with_task(&late)));
-    agent.shutdown.cancel();
-    agent.act.go.notify_one();
-    coordinator.outcome(&held).await;
-    // When the coordinator asks, after driver/post.rs's ASK_AFTER.
-    tokio::time::sleep(Duration::from_millis(250)).await;
-    assert_eq!(coordinator.send(&late).await, Ok(TaskReply::Draining));
-    agent.end().await.unwrap();
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_task_that_meets_the_goodbye_is_told_that_it_will_not_be_started() {
-    let (coordinator, agent) = both(Setup::default()).await;
-    coordinator.registered(1).await;
-    let answer_to = "answers.1";
-    let mut answers = coordinator.bus.subscribe(answer_to).await.unwrap();
-    coordinator.heard().at_goodbye = Some((coordinator.task("a", json!({})), answer_to.to_owned()));
-    agent.shutdown.cancel();
-    agent.end().await.unwrap();
-    let answer = tokio::time::timeout(SOON, answers.next()).await.expect("an answer").unwrap();
-    assert!(!answer.nobody, "there was nobody to answer");
-    assert_eq!(serde_json::from_slice::<TaskReply>(&answer.payload).unwrap(), TaskReply::Draining);
 }

@@ -229,6 +229,13 @@ impl Coordinator {
     }
 }
 
+/// A coordinator and an agent on one bus.
+pub async fn both(setup: Setup) -> (Arc<Coordinator>, Agent) {
+    let bus = Arc::new(muster_bus::LocalBus::new());
+    let coordinator = Coordinator::start(bus.clone()).await;
+    (coordinator, Agent::start(bus, setup))
+}
+
 pub fn bytes(message: &impl serde::Serialize) -> Bytes {
     Bytes::from(serde_json::to_vec(message).unwrap())
 }
