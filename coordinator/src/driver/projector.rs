@@ -344,24 +344,19 @@ impl Round {
         }
     }
 
-    /// The position comes with the last rows: who starts from an earlier one meets some that are newer, and makes them again.
     fn write_all(mut self, shared: &Shared, position: Option<Position>) -> Result<(), StoreError> {
         let store = &*shared.store;
-        let mut writes = self.first_writes(shared);
-        for noted in self.runs.into_values() {
-            if writes.len() >= ROWS_AT_ONCE {
-                store.amend(std::mem::take(&mut writes))?;
-            }
-            match noted {
-                Noted::Run(entry, run) => writes.extend(rows::writes_of(&run, entry.view().quarantine.is_some())),
-                Noted::Rows(rows) => writes.extend(rows),
-            }
-        }
-        match position.filter(|position| *position > store.position()) {
-            Some(position) => store.apply_batch(position, writes),
-            None if writes.is_empty() => Ok(()),
-            None => store.amend(writes),
-        }
+        let first = self.first_writes(shared);
+        let of_runs = self.runs.into_values().map(|noted| match noted {
+            Noted::Run(entry, run) => rows::writes_of(&run, entry.view().quarantine.is_some()),
+            Noted::Rows(rows) => rows,
+        });
+        let position = position.filter(|position| *position > store.position());
+        in_parts(std::iter::once(first).chain(of_runs), position, |part, position| match position {
+            Some(position) => store.apply_batch(position, part),
+            None if part.is_empty() => Ok(()),
+            None => store.amend(part),
+        })
     }
 
     /// Of playbooks and agents.
@@ -377,6 +372,23 @@ impl Round {
         }
         writes
     }
+}
+
+/// Write what belongs together together, and the position with the last of it alone: who starts from an earlier one meets rows that
+/// are newer, and makes them again; who starts from a later one would miss some.
+fn in_parts(
+    together: impl Iterator<Item = Vec<StoreWrite>>,
+    position: Option<Position>,
+    mut write: impl FnMut(Vec<StoreWrite>, Option<Position>) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let mut part = Vec::new();
+    for writes in together {
+        if part.len() >= ROWS_AT_ONCE {
+            write(std::mem::take(&mut part), None)?;
+        }
+        part.extend(writes);
+    }
+    write(part, position)
 }
 
 /// Bring the store up to the log's end, from its position, or from the log's start if it broke.
@@ -397,4 +409,44 @@ fn catch_up(shared: &Shared) -> Result<(), StoreError> {
     let quarantined: Vec<StoreWrite> =
         doubted.filter_map(|entry| entry.run()).flat_map(|run| rows::writes_of(&run, true)).collect();
     if quarantined.is_empty() { Ok(()) } else { store.amend(quarantined) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Three rows of each of `runs` runs.
+    fn of_runs(runs: usize) -> impl Iterator<Item = Vec<StoreWrite>> {
+        (0..runs).map(|n| vec![StoreWrite::DropRequest(format!("r{n}")); 3])
+    }
+
+    #[test]
+    fn the_position_comes_with_the_last_part_and_no_run_is_torn() {
+        for runs in [0, 1, 85, 86, 87, 1_000] {
+            let (mut rows, mut positions) = (Vec::new(), Vec::new());
+            in_parts(of_runs(runs), Some(Position(7)), |part, position| {
+                assert!(part.len() <= ROWS_AT_ONCE + 2 && part.len() % 3 == 0, "a part has {} rows", part.len());
+                rows.extend(part);
+                positions.push(position);
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(rows.len(), 3 * runs, "each row once");
+            assert_eq!(positions.pop(), Some(Some(Position(7))));
+            assert!(positions.iter().all(Option::is_none), "{runs} runs: {positions:?}");
+            assert_eq!(positions.len(), (3 * runs).saturating_sub(1) / (ROWS_AT_ONCE + 2));
+        }
+    }
+
+    #[test]
+    fn after_a_part_that_fails_nothing_is_written() {
+        let mut parts = 0;
+        let failed = in_parts(of_runs(1_000), Some(Position(7)), |_, position| {
+            assert_eq!(position, None);
+            parts += 1;
+            if parts < 3 { Ok(()) } else { Err(StoreError::Io("it fails".into())) }
+        });
+        assert!(matches!(failed, Err(StoreError::Io(_))));
+        assert_eq!(parts, 3);
+    }
 }
