@@ -144,3 +144,20 @@ async fn a_task_goes_to_the_agent_of_the_instance_and_not_to_who_had_its_id_befo
     assert_eq!(report(&first, &task).await, None, "a task of infra-1 is told to other-1");
     infra.next(TaskReply::Accepted).await;
 }
+
+/// A process that has slept through its end and is woken is not the one that has its name now: it would do the task as well.
+#[tokio::test(start_paused = true)]
+async fn a_task_goes_to_the_process_that_has_the_name_now() {
+    let house = House::open().await;
+    let mut old = agent(&house).await;
+    let run = house.start(&chain(2)).await;
+    let task = old.next(TaskReply::Accepted).await;
+    old.fall_silent();
+    tokio::time::sleep(Duration::from_secs(40)).await;
+    let mut new = Agent::start(house.bus.clone(), "infra-1", "i2", |register| register.tasks_in_answers = true).await;
+    assert_eq!(report(&old, &task).await, None, "a task of the new process is told to the old one");
+    let next = new.next(TaskReply::Accepted).await;
+    assert_eq!(next.key.step, "s1");
+    assert_eq!(report(&new, &next).await, None);
+    house.ended(&run.id).await;
+}
