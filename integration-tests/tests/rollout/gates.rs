@@ -1,4 +1,5 @@
-//! Each condition of a shipped playbook, with the fault of real servers that turns it red: a condition without one fails.
+//! Each condition of a shipped playbook, with the fault of real servers that turns it red, or that leaves it inconclusive where the
+//! step itself insists first: a condition without one fails.
 //!
 //! A gate names its red conditions, and the run is walked back. Where a step refuses before its gate is reached, the gate is
 //! judged on what that step gave: it would have closed, too. Such a condition does not stand there for nothing: a person may
